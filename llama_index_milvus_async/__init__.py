@@ -1,0 +1,51 @@
+"""An asynchronous-first LlamaIndex vector store for Milvus.
+
+`MilvusVectorStore` is a drop-in for `llama_index.vector_stores.milvus.MilvusVectorStore`.
+"""
+
+from importlib.metadata import version
+
+from ._filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
+from .errors import (
+    AuthenticationError,
+    CollectionError,
+    ConfigurationError,
+    FilterError,
+    LiteFileError,
+    LiteNotInstalledError,
+    MilvusVectorStoreError,
+    NodeError,
+    PartialWriteError,
+    QueryError,
+    RequestTimeoutError,
+    RowError,
+    ServerError,
+    StoreClosedError,
+    UnreachableError,
+)
+from .store import IndexManagement, MilvusVectorStore
+
+__version__ = version("llama-index-milvus-async")
+
+__all__ = [
+    "AuthenticationError",
+    "CollectionError",
+    "ConfigurationError",
+    "FilterError",
+    "FilterOperatorFunction",
+    "IndexManagement",
+    "LiteFileError",
+    "LiteNotInstalledError",
+    "MilvusVectorStore",
+    "MilvusVectorStoreError",
+    "NodeError",
+    "PartialWriteError",
+    "QueryError",
+    "RequestTimeoutError",
+    "RowError",
+    "ScalarMetadataFilter",
+    "ScalarMetadataFilters",
+    "ServerError",
+    "StoreClosedError",
+    "UnreachableError",
+]

@@ -1,0 +1,752 @@
+"""The only file with two colours: connections to Milvus, asynchronous and blocking.
+
+`Backend` has one typed coroutine method for each request the core makes. `AsyncBackend` awaits
+them on an `AsyncMilvusClient` of the running loop; `SyncBackend`'s coroutines call a
+`MilvusClient` and never suspend, so that `run_sync` can drive the same core without a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from pymilvus import AsyncMilvusClient, CollectionSchema, MilvusClient
+from pymilvus.client.types import LoadState
+from pymilvus.milvus_client.index import IndexParams
+
+from ._failures import translated
+from .errors import LiteNotInstalledError, StoreClosedError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+#: Seconds to wait for a connection, pymilvus' own default.
+CONNECT_TIMEOUT = 10.0
+
+#: Under "Session" Milvus shows a process its own inserts, but its own deletions only from the
+#: next time tick on (0.2 s by default). Reads that follow an own delete within this many seconds
+#: ask for "Strong"; the margin is for servers whose ticks lag.
+DELETE_SETTLES_AFTER = 3.0
+
+#: How long a slice of conversion may hold the event loop, in seconds.
+_SLICE = 0.004
+
+# Idle connections to Lite are cut ("too_many_pings") with pymilvus' pings every 10 s.
+_LITE_GRPC_OPTIONS = {"grpc.keepalive_time_ms": 300_000}
+
+
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, without an event loop.
+
+    Raises:
+        RuntimeError: The coroutine suspended; it was not written for `SyncBackend`.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    coroutine.close()
+    raise RuntimeError(f"{coroutine!r} suspended under the blocking backend")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where Milvus is and how to log in; secrets are kept out of `repr`."""
+
+    uri: str
+    token: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_lite(self) -> bool:
+        """Whether pymilvus starts Milvus Lite in this process for the URI."""
+        return self.uri.endswith(".db")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Texts that must not be shown: token, password, and the token's password part."""
+        _, _, token_password = self.token.partition(":")
+        return tuple(filter(None, (self.token, token_password, self.password)))
+
+    @property
+    def database(self) -> tuple[str, str]:
+        """What tells one database from another."""
+        return self.uri, str(self.options.get("db_name", ""))
+
+    def client_arguments(self, timeout: float | None) -> dict[str, Any]:
+        """Arguments of both pymilvus clients.
+
+        `dedicated`, because shared channels ignore the TLS and gRPC options of all but their
+        first user and are never closed.
+        """
+        arguments = dict(self.options)
+        if self.is_lite:
+            grpc_options = {**_LITE_GRPC_OPTIONS, **arguments.get("grpc_options", {})}
+            arguments["grpc_options"] = grpc_options
+        connect = CONNECT_TIMEOUT if timeout is None else min(timeout, CONNECT_TIMEOUT)
+        return {
+            **arguments,
+            "uri": self.uri,
+            "token": self.token,
+            "password": self.password,
+            "timeout": connect,
+            "dedicated": True,
+        }
+
+
+class Once(Generic[T]):
+    """Makes a value once, for callers of both colours on any number of threads and loops.
+
+    The first caller makes it; others wait without holding their loop. An asynchronous caller
+    has it made in a thread, so that neither its cancellation nor the end of its loop undoes the
+    work, and a blocking caller on the same loop's thread cannot deadlock. After a failure the
+    next caller tries again.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._running: Future[T] | None = None
+        self._done: Future[T] | None = None
+
+    @property
+    def value(self) -> T | None:
+        """The value, or `None` before it is made."""
+        return self._done.result() if self._done else None
+
+    def get(self) -> T:
+        """Return the value, making it in this thread or waiting for the thread that does."""
+        future, mine = self._claim()
+        if mine:
+            self._run(future)
+        return future.result()
+
+    async def aget(self) -> T:
+        """Return the value, making it in a new thread or waiting for the thread that does."""
+        if self._done:
+            return self._done.result()
+        future, mine = self._claim()
+        if mine:
+            name = "llama-index-milvus-async-ready"
+            threading.Thread(target=self._run, args=(future,), name=name, daemon=True).start()
+        return await asyncio.wrap_future(future)
+
+    def _claim(self) -> tuple[Future[T], bool]:
+        with self._lock:
+            if self._done:
+                return self._done, False
+            if self._running:
+                return self._running, False
+            self._running = Future()
+            # A running future cannot be cancelled: a cancelled waiter only stops waiting.
+            self._running.set_running_or_notify_cancel()
+            return self._running, True
+
+    def _run(self, future: Future[T]) -> None:
+        try:
+            value = self._make()
+        except BaseException as error:
+            with self._lock:
+                self._running = None
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+            with self._lock:
+                self._running, self._done = None, future
+
+    def after_fork_in_child(self) -> None:
+        """Forget a thread of the parent that was making the value."""
+        self._lock = threading.Lock()
+        self._running = None
+
+
+class Backend(ABC):
+    """The requests that the core makes, each as a coroutine method.
+
+    `timeout` is seconds for the RPC, `None` for the store's own.
+
+    Raises:
+        ServerError: From every request, or one of its subclasses; never pymilvus' or gRPC's own.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    @abstractmethod
+    async def _call(self, method: str, *args: Any, timeout: float | None, **kwargs: Any) -> Any:
+        """Call a method of the pymilvus client."""
+
+    @abstractmethod
+    async def once(self, once: Once[T]) -> T:
+        """Return what `once` makes."""
+
+    @abstractmethod
+    async def send_all(
+        self, items: Sequence[Item], send: Callable[[Item], Awaitable[object]]
+    ) -> list[Exception | bool]:
+        """Send every item, until one fails.
+
+        Returns:
+            For each item `True` when it was sent, the exception when it failed, `False` when it
+            was not sent because another had failed.
+        """
+
+    @abstractmethod
+    async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
+        """Convert items one by one, giving the event loop back between slices of time."""
+
+    async def server_version(self) -> str:
+        """The version that the server tells."""
+        return str(await self._call("get_server_version", timeout=None))
+
+    async def describe_collection(self, name: str) -> Mapping[str, Any] | None:
+        """The description of a collection or of an alias' collection; `None` without one."""
+        if not await self._call("has_collection", name, timeout=None):
+            return None
+        description: Mapping[str, Any] = await self._call("describe_collection", name, timeout=None)
+        return description
+
+    async def create_collection(
+        self, name: str, schema: CollectionSchema, consistency_level: str
+    ) -> None:
+        """Create a collection without an index."""
+        await self._call(
+            "create_collection",
+            name,
+            schema=schema,
+            consistency_level=consistency_level,
+            timeout=None,
+        )
+
+    async def drop_collection(self, name: str) -> None:
+        """Drop a collection."""
+        await self._call("drop_collection", name, timeout=None)
+
+    async def alter_properties(self, name: str, properties: Mapping[str, Any]) -> None:
+        """Set properties of a collection."""
+        await self._call(
+            "alter_collection_properties", name, properties=dict(properties), timeout=None
+        )
+
+    async def describe_index(self, name: str, field_name: str) -> Mapping[str, Any] | None:
+        """The index of a column, or `None`."""
+        names = await self._call("list_indexes", name, field_name=field_name, timeout=None)
+        if not names:
+            return None
+        index: Mapping[str, Any] = await self._call(
+            "describe_index", name, index_name=names[0], timeout=None
+        )
+        return index
+
+    async def create_index(self, name: str, index_params: IndexParams) -> None:
+        """Create an index."""
+        await self._call("create_index", name, index_params, timeout=None)
+
+    async def is_loaded(self, name: str) -> bool:
+        """Whether a collection can be searched."""
+        state = await self._call("get_load_state", name, timeout=None)
+        return bool(state["state"] == LoadState.Loaded)
+
+    async def load_collection(self, name: str) -> None:
+        """Load a collection and wait until it can be searched."""
+        await self._call("load_collection", name, timeout=None)
+
+    async def release_collection(self, name: str) -> None:
+        """Release a collection from memory."""
+        await self._call("release_collection", name, timeout=None)
+
+    async def flush(self, name: str, timeout: float | None = None) -> None:
+        """Seal what was written so far."""
+        await self._call("flush", name, timeout=timeout)
+
+    async def insert(
+        self,
+        name: str,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        upsert: bool,
+        partition_name: str | None,
+        timeout: float | None,
+    ) -> None:
+        """Insert or upsert rows."""
+        await self._call(
+            "upsert" if upsert else "insert",
+            name,
+            list(rows),
+            partition_name=partition_name,
+            timeout=timeout,
+        )
+
+    async def delete(
+        self, name: str, expression: str, *, partition_name: str | None, timeout: float | None
+    ) -> None:
+        """Delete the rows that an expression matches."""
+        try:
+            await self._delete(name, expression, partition_name, timeout)
+        finally:
+            # Also after a failure: the server may have deleted all the same.
+            self._connections.note_delete(name)
+
+    async def _delete(
+        self, name: str, expression: str, partition_name: str | None, timeout: float | None
+    ) -> object:
+        return await self._call(
+            "delete", name, filter=expression, partition_name=partition_name, timeout=timeout
+        )
+
+    async def query(
+        self,
+        name: str,
+        expression: str,
+        *,
+        output_fields: Sequence[str],
+        partition_names: Sequence[str] | None,
+        consistency_level: str,
+        timeout: float | None,
+        **options: Any,
+    ) -> list[Mapping[str, Any]]:
+        """Read the rows that an expression matches."""
+        rows = await self._call(
+            "query",
+            name,
+            filter=expression,
+            output_fields=list(output_fields),
+            partition_names=partition_names,
+            consistency_level=self._connections.read_level(name, consistency_level),
+            timeout=timeout,
+            **options,
+        )
+        return list(rows)
+
+    async def search(
+        self,
+        name: str,
+        vectors: Sequence[Sequence[float]],
+        *,
+        field_name: str,
+        limit: int,
+        expression: str,
+        params: Mapping[str, Any],
+        output_fields: Sequence[str],
+        partition_names: Sequence[str] | None,
+        consistency_level: str,
+        timeout: float | None,
+    ) -> list[Any]:
+        """Search a vector column; one list of hits for each vector, best first."""
+        results = await self._call(
+            "search",
+            name,
+            data=list(vectors),
+            anns_field=field_name,
+            limit=limit,
+            filter=expression,
+            search_params=dict(params),
+            output_fields=list(output_fields),
+            partition_names=partition_names,
+            consistency_level=self._connections.read_level(name, consistency_level),
+            timeout=timeout,
+        )
+        return list(results)
+
+
+class SyncBackend(Backend):
+    """Requests on a `MilvusClient`; its coroutines never suspend."""
+
+    async def _call(self, method: str, *args: Any, timeout: float | None, **kwargs: Any) -> Any:
+        client = self._connections.sync_client()
+        deadline = self._connections.timeout if timeout is None else timeout
+        with translated(method, self._connections.address):
+            return getattr(client, method)(*args, timeout=deadline, **kwargs)
+
+    async def once(self, once: Once[T]) -> T:
+        return once.get()
+
+    async def send_all(
+        self, items: Sequence[Item], send: Callable[[Item], Awaitable[object]]
+    ) -> list[Exception | bool]:
+        outcomes: list[Exception | bool] = [False] * len(items)
+        for position, item in enumerate(items):
+            try:
+                await send(item)
+            except Exception as error:
+                outcomes[position] = error
+                break
+            outcomes[position] = True
+        return outcomes
+
+    async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
+        return [convert(item) for item in items]
+
+
+class LoopClient(AsyncMilvusClient):
+    """The `AsyncMilvusClient` of one event loop, safe to be called by many tasks at once.
+
+    Concurrent first calls on pymilvus' own client open a channel each and leak all but one.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        arguments = connections.address.client_arguments(connections.timeout)
+        # pymilvus' asynchronous client takes no alias.
+        arguments.pop("alias", None)
+        super().__init__(**arguments)
+        self._connections = connections
+        self._connecting = asyncio.Lock()
+
+    async def _connect(self) -> None:
+        # pymilvus calls this in `__aenter__` and before a first request.
+        await self._connections.make_ready()
+        async with self._connecting:
+            await super()._connect()
+
+
+class AsyncBackend(Backend):
+    """Requests on an `AsyncMilvusClient` of the loop that it was made on."""
+
+    def __init__(self, connections: Connections) -> None:
+        super().__init__(connections)
+        self._client: LoopClient | None = None
+        self._connected = False
+        self._in_flight = asyncio.Semaphore(connections.max_in_flight)
+        self._calls = 0
+        self._turn = asyncio.Lock()
+        self._schema_is_known = False
+
+    def client(self) -> LoopClient:
+        """The client of this loop, which connects at its first call."""
+        if self._client is None:
+            self._client = LoopClient(self._connections)
+        return self._client
+
+    async def connect(self) -> LoopClient:
+        """The connected client of this loop."""
+        if self._client is not None and self._connected:
+            return self._client
+        address = self._connections.address
+        with translated("connect", address):
+            if self._client is None and address.is_lite:
+                # The constructor starts Lite, up to half a second; the first of several wins.
+                client = await asyncio.to_thread(LoopClient, self._connections)
+                self._client = self._client or client
+            client = self.client()
+            await client.__aenter__()
+        self._connected = True
+        return client
+
+    async def close(self) -> None:
+        """Close the client; must run on its loop, or on none where that is closed."""
+        client, self._client, self._connected = self._client, None, False
+        if client is not None:
+            await client.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self._calls
+
+    async def _call(self, method: str, *args: Any, timeout: float | None, **kwargs: Any) -> Any:
+        deadline = self._connections.timeout if timeout is None else timeout
+        self._calls += 1
+        try:
+            client = await self.connect()
+            async with self._in_flight:
+                with translated(method, self._connections.address):
+                    return await getattr(client, method)(*args, timeout=deadline, **kwargs)
+        finally:
+            self._calls -= 1
+
+    async def once(self, once: Once[T]) -> T:
+        return await once.aget()
+
+    async def insert(
+        self,
+        name: str,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        upsert: bool,
+        partition_name: str | None,
+        timeout: float | None,
+    ) -> None:
+        """Insert or upsert rows.
+
+        pymilvus packs the rows in the first step of its coroutine. Packings take turns, one in
+        each iteration of the loop, or those of concurrent calls would add up to one long stall.
+        """
+        insert = partial(
+            super().insert, upsert=upsert, partition_name=partition_name, timeout=timeout
+        )
+        async with self._turn:
+            if not self._schema_is_known:
+                # The first insert asks for the schema before it packs: its turn is the whole call.
+                await insert(name, rows)
+                self._schema_is_known = True
+                return
+            task = asyncio.ensure_future(insert(name, rows))
+            try:
+                await asyncio.sleep(0)
+            except BaseException:
+                task.cancel()
+                raise
+        await task
+
+    async def _delete(
+        self, name: str, expression: str, partition_name: str | None, timeout: float | None
+    ) -> object:
+        """Delete, and see the server's errors.
+
+        `AsyncMilvusClient.delete` answers `{}` both when nothing matched and when the server
+        refused. Deleting again is harmless, and the blocking client does report errors.
+        """
+        deleted = await super()._delete(name, expression, partition_name, timeout)
+        if not deleted:
+            blocking = SyncBackend(self._connections)
+            again = blocking._delete(name, expression, partition_name, timeout)
+            deleted = await asyncio.to_thread(run_sync, again)
+        return deleted
+
+    async def send_all(
+        self, items: Sequence[Item], send: Callable[[Item], Awaitable[object]]
+    ) -> list[Exception | bool]:
+        outcomes: list[Exception | bool] = [False] * len(items)
+        remaining = iter(enumerate(items))
+        failed = False
+
+        async def worker() -> None:
+            nonlocal failed
+            for position, item in remaining:
+                if failed:
+                    return
+                try:
+                    await send(item)
+                except Exception as error:
+                    outcomes[position] = error
+                    failed = True
+                else:
+                    outcomes[position] = True
+
+        workers = min(len(items), self._connections.max_in_flight)
+        if workers == 1:
+            await worker()
+        else:
+            await asyncio.gather(*(worker() for _ in range(workers)))
+        return outcomes
+
+    async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
+        converted: list[T] = []
+        while len(converted) < len(items):
+            # Conversions of concurrent calls take turns too: one slice in each iteration.
+            async with self._turn:
+                until = time.perf_counter() + _SLICE
+                for item in items[len(converted) :]:
+                    converted.append(convert(item))
+                    if time.perf_counter() > until:
+                        break
+            if len(converted) < len(items):
+                await asyncio.sleep(0)
+        return converted
+
+
+class Connections:
+    """The clients of one store: one for blocking calls, one for each event loop.
+
+    Args:
+        address: Where to connect to.
+        timeout: Seconds for each RPC, `None` for pymilvus' own retrying.
+        max_in_flight: RPCs under way at once on one event loop.
+    """
+
+    def __init__(self, address: Address, timeout: float | None, max_in_flight: int) -> None:
+        self.address = address
+        self.timeout = timeout
+        self.max_in_flight = max_in_flight
+        self.closed = False
+        self._onces: list[Once[Any]] = []
+        self._forget()
+        _live.add(self)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._connecting = threading.Lock()
+        self._sync_client: MilvusClient | None = None
+        # By the loop itself: id() is reused. A weak key would never die, because the client's
+        # channel refers to its loop; closed loops are pruned instead.
+        self._loops: dict[asyncio.AbstractEventLoop, AsyncBackend] = {}
+
+    def once(self, make: Callable[[], T]) -> Once[T]:
+        """A value that is made once over these connections."""
+        once = Once(make)
+        self._onces.append(once)
+        return once
+
+    async def make_ready(self) -> None:
+        """Make what has to be made once before clients are used."""
+        for once in self._onces:
+            await once.aget()
+
+    def sync(self) -> SyncBackend:
+        """The backend for blocking calls."""
+        self._check_open()
+        return SyncBackend(self)
+
+    def of_running_loop(self) -> AsyncBackend:
+        """The backend of the running event loop."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        backend = self._loops.get(loop)
+        if backend is None:
+            with self._lock:
+                self._prune()
+                backend = self._loops[loop] = AsyncBackend(self)
+        return backend
+
+    def sync_client(self) -> MilvusClient:
+        """The connected blocking client; connects in the calling thread."""
+        self._check_open()
+        if self._sync_client is None:
+            with self._connecting:
+                if self._sync_client is None:
+                    check_lite_installed(self.address)
+                    with translated("connect", self.address):
+                        arguments = self.address.client_arguments(self.timeout)
+                        self._sync_client = MilvusClient(**arguments)
+        return self._sync_client
+
+    def note_delete(self, collection_name: str) -> None:
+        """Remember that this process has just deleted from a collection."""
+        _deleted_at[(*self.address.database, collection_name)] = time.monotonic()
+
+    def read_level(self, collection_name: str, level: str) -> str:
+        """The consistency level that a read has to ask for, to mean `level`."""
+        if level != "Session":
+            return level
+        deleted_at = _deleted_at.get((*self.address.database, collection_name))
+        recent = deleted_at is not None and time.monotonic() - deleted_at < DELETE_SETTLES_AFTER
+        return "Strong" if recent else level
+
+    def close(self) -> None:
+        """Close every client. Those of loops in other threads are closed by their loops."""
+        for loop, backend in self._take_loops():
+            _close_from_outside(loop, backend)
+        self._close_sync()
+
+    async def aclose(self) -> None:
+        """Close every client, the running loop's before returning."""
+        running = asyncio.get_running_loop()
+        for loop, backend in self._take_loops():
+            if loop is running:
+                await backend.close()
+            else:
+                _close_from_outside(loop, backend)
+        self._close_sync()
+
+    def _take_loops(self) -> list[tuple[asyncio.AbstractEventLoop, AsyncBackend]]:
+        with self._lock:
+            self.closed = True
+            loops = list(self._loops.items())
+            self._loops.clear()
+        return loops
+
+    def _close_sync(self) -> None:
+        with self._connecting:
+            client, self._sync_client = self._sync_client, None
+        if client is not None:
+            client.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise StoreClosedError("the store is closed; build a new one to go on")
+
+    def _prune(self) -> None:
+        for loop in [loop for loop in self._loops if loop.is_closed()]:
+            _close_from_outside(loop, self._loops.pop(loop))
+
+    def before_fork(self) -> None:
+        """Close idle asynchronous clients.
+
+        A process that has an open channel of grpc.aio forks children that hang or crash in
+        their first call; the next call here connects again.
+        """
+        with self._lock:
+            for loop, backend in self._loops.items():
+                if backend.is_idle:
+                    _close_from_outside(loop, backend, wait=True)
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connections alone and start without any."""
+        self._forget()
+        for once in self._onces:
+            once.after_fork_in_child()
+
+
+def check_lite_installed(address: Address) -> None:
+    """Check that Milvus Lite is there where the URI needs it.
+
+    Raises:
+        LiteNotInstalledError: It is not.
+    """
+    if not address.is_lite:
+        return
+    try:
+        import milvus_lite  # noqa: F401
+    except ImportError as error:
+        raise LiteNotInstalledError(
+            f"the URI {address.uri!r} names a local file, which Milvus Lite serves, and it is not "
+            'installed. Run `pip install "llama-index-milvus-async[lite]"`, or pass the URI of a '
+            'server, for example "http://localhost:19530"'
+        ) from error
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _close_from_outside(
+    loop: asyncio.AbstractEventLoop, backend: AsyncBackend, wait: bool = False
+) -> None:
+    """Close a client from blocking code or from another loop than its own."""
+    if not loop.is_running() or loop is _running_loop():
+        # Closing suspends only while requests are under way, so that no loop is needed.
+        with suppress(Exception):
+            run_sync(backend.close())
+        return
+    with suppress(RuntimeError):
+        closing = asyncio.run_coroutine_threadsafe(backend.close(), loop)
+        if wait:
+            with suppress(Exception):
+                closing.result(timeout=1)
+
+
+_live: weakref.WeakSet[Connections] = weakref.WeakSet()
+_deleted_at: dict[tuple[str, str, str], float] = {}
+
+
+def _before_fork() -> None:
+    for connections in list(_live):
+        connections.before_fork()
+
+
+def _after_fork_in_child() -> None:
+    for connections in list(_live):
+        connections.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+

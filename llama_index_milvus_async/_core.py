@@ -1,0 +1,466 @@
+"""Every operation of the store, once, as coroutines over a `Backend`.
+
+Nothing here knows whether it runs on an event loop or in a blocking call.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import (
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
+
+from . import _filters
+from ._backend import Backend, Once
+from ._filters import Dialect
+from ._rows import PackedRow, RowPacker, RowReader
+from ._schema import (
+    CollectionSettings,
+    Layout,
+    check_layout,
+    check_metric,
+    dense_index,
+    differing_properties,
+    new_schema,
+)
+from ._search import (
+    ReadOptions,
+    SearchOptions,
+    build_request,
+    build_result,
+    check_query,
+    empty_result,
+)
+from .errors import CollectionError, ConfigurationError, PartialWriteError, QueryError, ServerError
+
+logger = logging.getLogger(__name__)
+
+#: Most bytes of one insert, estimated. Far below the 64 MiB that a server takes: pymilvus packs a
+#: request in one go, and this much takes it about 10 ms, for which the event loop stands still.
+MAX_BATCH_BYTES = 2**19
+#: Rows of one page. A row is at most about 200 KiB, and a response must stay below 512 MiB.
+ROWS_PER_PAGE = 2_000
+#: Ids of one expression, fewer than a page so that their rows come in one.
+IDS_PER_REQUEST = 1_000
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What making ready has found out.
+
+    Attributes:
+        layout: The collection's columns.
+        metric: The metric of the dense index.
+        index_type: The type of the dense index.
+    """
+
+    layout: Layout
+    metric: str
+    index_type: str
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """Keyword arguments of an `add`.
+
+    Attributes:
+        milvus_partition_name: The partition to write to; Milvus' default one by default.
+        force_flush: Seal the rows before returning.
+        timeout: Seconds for each RPC of this call.
+    """
+
+    milvus_partition_name: str | None = None
+    force_flush: bool = False
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class DeleteOptions:
+    """Keyword arguments of a delete.
+
+    Attributes:
+        milvus_partition_name: Delete within this partition only.
+        timeout: Seconds for each RPC of this call.
+    """
+
+    milvus_partition_name: str | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class GetOptions(ReadOptions):
+    """Keyword arguments of `get_nodes`.
+
+    Attributes:
+        output_fields: Fields to fetch beside the node, in place of the store's.
+    """
+
+    output_fields: Sequence[str] | None = None
+
+
+async def make_ready(
+    backend: Backend, settings: CollectionSettings, take_overwrite: Callable[[], bool]
+) -> Ready:
+    """Find or create the collection, its index and its properties, and load it.
+
+    Args:
+        backend: Where to send requests.
+        settings: What the collection has to be.
+        take_overwrite: Whether to drop the collection first; asked once.
+
+    Raises:
+        CollectionError: The existing collection does not fit.
+        ConfigurationError: `dim` is missing for a new collection.
+    """
+    name = settings.collection_name
+    dialect = Dialect.parse(await backend.server_version())
+    description = await backend.describe_collection(name)
+    if description is not None and take_overwrite():
+        if description["collection_name"] != name:
+            raise ConfigurationError(
+                f"overwrite=True: {name!r} is an alias of {description['collection_name']!r}; "
+                "name the collection itself to overwrite it"
+            )
+        new_schema(settings)  # Raises before the drop what would fail after it.
+        await backend.drop_collection(name)
+        description = None
+    if description is None:
+        schema = new_schema(settings)
+        await backend.create_collection(name, schema, settings.consistency_level)
+        logger.info("created collection %r", name)
+        description = await backend.describe_collection(name)
+        if description is None:
+            raise CollectionError(f"collection {name!r} was dropped while it was made ready")
+    layout = Layout.from_description(description, settings, dialect)
+    check_layout(layout, settings)
+
+    index = await backend.describe_index(name, settings.embedding_field)
+    if index is None and settings.create_index:
+        await backend.create_index(name, dense_index(settings))
+        index = await backend.describe_index(name, settings.embedding_field)
+    elif index is not None:
+        check_metric(index, settings)
+    await _apply_properties(backend, settings, description.get("properties") or {})
+    # Without an index a collection cannot be loaded; whoever manages the index does both.
+    if index is not None and not await backend.is_loaded(name):
+        await backend.load_collection(name)
+    index = index or {}
+    metric = str(index.get("metric_type", settings.metric)).upper()
+    return Ready(layout, metric, str(index.get("index_type", "")))
+
+
+async def _apply_properties(
+    backend: Backend, settings: CollectionSettings, described: Mapping[str, Any]
+) -> None:
+    missing = differing_properties(settings.properties, described)
+    if not missing:
+        return
+    name = settings.collection_name
+    # How segments are mapped into memory can only be changed while none is.
+    if any("mmap" in key for key in missing) and await backend.is_loaded(name):
+        await backend.release_collection(name)
+    await backend.alter_properties(name, missing)
+
+
+class Core:
+    """The operations on one collection over one backend.
+
+    Args:
+        backend: Where requests go.
+        ready: Makes the collection ready, once for the store.
+        upsert: Whether `add` replaces rows of the same id.
+        batch_size: Most rows of one insert.
+        consistency_level: The level of reads that name none.
+        output_fields: Fields that reads fetch where they name none.
+        search_config: Search parameters of queries that name none.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        ready: Once[Ready],
+        *,
+        upsert: bool,
+        batch_size: int,
+        consistency_level: str,
+        output_fields: Sequence[str],
+        search_config: Mapping[str, Any],
+    ) -> None:
+        self._backend = backend
+        self._once = ready
+        self._upsert = upsert
+        self._batch_size = batch_size
+        self._consistency_level = consistency_level
+        self._output_fields = output_fields
+        self._search_config = search_config
+
+    async def ready(self) -> Ready:
+        """Make the collection ready where it is not yet."""
+        return await self._backend.once(self._once)
+
+    async def add(self, nodes: Sequence[BaseNode], options: WriteOptions) -> list[str]:
+        """Write nodes; returns their ids in the order of the nodes."""
+        if not nodes:
+            return []
+        layout = (await self.ready()).layout
+        if layout.auto_id:
+            raise CollectionError(
+                f"collection {layout.collection_name!r} numbers its rows itself (auto_id), so that "
+                "nodes cannot keep their ids: it can be read and queried, not added to"
+            )
+        packer = RowPacker(layout)
+        rows = await self._backend.convert(nodes, packer.pack)
+        packer.raise_problems()
+        unique = {row.node_id: row for row in rows if row is not None}
+        if len(unique) < len(nodes):
+            logger.warning(
+                "%d of %d nodes have an id that a later one of the same call has; the last of "
+                "each id is kept",
+                len(nodes) - len(unique),
+                len(nodes),
+            )
+        await self._write(list(unique.values()), layout, options)
+        if options.force_flush:
+            await self._backend.flush(layout.collection_name, options.timeout)
+        return [node.node_id for node in nodes]
+
+    async def _write(
+        self, rows: Sequence[PackedRow], layout: Layout, options: WriteOptions
+    ) -> None:
+        # Lite merges the dynamic keys of an upserted row into the old ones, and its insert
+        # replaces the row; a server does the opposite, and its insert would double the row.
+        upsert = self._upsert and not layout.dialect.is_lite
+
+        async def send(batch: Sequence[PackedRow]) -> None:
+            await self._backend.insert(
+                layout.collection_name,
+                [row.values for row in batch],
+                upsert=upsert,
+                partition_name=options.milvus_partition_name,
+                timeout=options.timeout,
+            )
+
+        batches = list(split(rows, self._batch_size, MAX_BATCH_BYTES))
+        outcomes = await self._backend.send_all(batches, send)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if not failures:
+            return
+        first = failures[0]
+        if len(batches) == 1 or not isinstance(first, ServerError):
+            raise first
+        ids: dict[bool, list[str]] = {True: [], False: []}
+        for batch, outcome in zip(batches, outcomes, strict=True):
+            ids[outcome is True].extend(row.node_id for row in batch)
+        raise PartialWriteError(
+            first.operation, first.message, first.code, written=ids[True], not_written=ids[False]
+        ) from first
+
+    async def delete(self, doc_ids: str | Sequence[str], options: DeleteOptions) -> None:
+        """Delete the nodes of documents."""
+        wanted = [doc_ids] if isinstance(doc_ids, str) else list(doc_ids)
+        for doc_id in wanted:
+            _check_id("ref_doc_id", doc_id)
+        if not wanted:
+            return
+        layout = (await self.ready()).layout
+        columns = layout.filter_columns
+        await self._delete(
+            [_filters.doc_ids_expression(columns, chunk) for chunk in _chunks(wanted)],
+            layout,
+            options,
+        )
+
+    async def delete_nodes(
+        self,
+        node_ids: Sequence[str] | None,
+        filters: MetadataFilters | None,
+        options: DeleteOptions,
+    ) -> None:
+        """Delete nodes by id, by filter, or by both."""
+        if node_ids is None and (filters is None or not filters.filters):
+            raise QueryError(
+                "delete_nodes() needs node_ids or filters; to delete everything call clear()"
+            )
+        _check_ids(node_ids)
+        if node_ids is not None and not node_ids:
+            return
+        layout = (await self.ready()).layout
+        await self._delete(self._selections(layout, node_ids, filters), layout, options)
+
+    async def clear(self, timeout: float | None) -> None:
+        """Delete every row; collection, index, partitions, aliases and grants stay."""
+        layout = (await self.ready()).layout
+        everything = _filters.everything_expression(layout.filter_columns)
+        await self._delete([everything], layout, DeleteOptions(timeout=timeout))
+
+    async def _delete(
+        self, expressions: Sequence[str], layout: Layout, options: DeleteOptions
+    ) -> None:
+        for expression in expressions:
+            await self._backend.delete(
+                layout.collection_name,
+                expression,
+                partition_name=options.milvus_partition_name,
+                timeout=options.timeout,
+            )
+
+    async def get_nodes(
+        self,
+        node_ids: Sequence[str] | None,
+        filters: MetadataFilters | None,
+        options: GetOptions,
+    ) -> list[BaseNode]:
+        """Read nodes by id, in the order of the ids, or by filter, or by both."""
+        if node_ids is None and filters is None:
+            raise QueryError("Either node_ids or filters must be provided.")
+        _check_ids(node_ids)
+        if node_ids is not None and not node_ids:
+            return []
+        layout = (await self.ready()).layout
+        named = self._output_fields if options.output_fields is None else options.output_fields
+        reader = RowReader(layout, named)
+        rows: list[Mapping[str, Any]] = []
+        for expression in self._selections(layout, node_ids, filters):
+            rows += await self._read_all(layout, expression, reader.fields, options)
+        nodes = await self._backend.convert(rows, reader.node)
+        if node_ids is None:
+            return nodes
+        by_id = {node.node_id: node for node in nodes}
+        return [by_id[node_id] for node_id in dict.fromkeys(node_ids) if node_id in by_id]
+
+    def _selections(
+        self,
+        layout: Layout,
+        node_ids: Sequence[str] | None,
+        filters: MetadataFilters | None,
+    ) -> list[str]:
+        """The expressions that together select ids and filters."""
+        chunks: Iterable[Sequence[str] | None] = [None] if node_ids is None else _chunks(node_ids)
+        return [
+            _filters.build_expression(layout.filter_columns, filters=filters, node_ids=chunk)
+            for chunk in chunks
+        ]
+
+    async def _read_all(
+        self, layout: Layout, expression: str, fields: Sequence[str], options: ReadOptions
+    ) -> list[Mapping[str, Any]]:
+        """Read every row that an expression matches."""
+        read = partial(
+            self._backend.query,
+            layout.collection_name,
+            output_fields=fields,
+            partition_names=options.partition_names,
+            consistency_level=options.consistency_level or self._consistency_level,
+            timeout=options.timeout,
+            limit=ROWS_PER_PAGE,
+        )
+        everything = _filters.everything_expression(layout.filter_columns)
+        page = await read(expression or everything)
+        if len(page) < ROWS_PER_PAGE:
+            return page
+        # More than a page: start again, ordered by primary key. A limit alone returns any rows;
+        # as an iterator's request they come sorted, on Lite as well. Such requests ignore the
+        # consistency level, which the read above has already waited for.
+        rows: list[Mapping[str, Any]] = []
+        page_expression = expression or everything
+        while True:
+            page = await read(page_expression, iterator="True", reduce_stop_for_best="False")
+            rows += page
+            if len(page) < ROWS_PER_PAGE:
+                return rows
+            last = max(row[layout.primary_key] for row in page)
+            page_expression = _filters.next_page_expression(
+                layout.filter_columns, expression, last
+            )
+
+    async def query(
+        self, query: VectorStoreQuery, options: SearchOptions
+    ) -> VectorStoreQueryResult:
+        """Answer a query."""
+        check_query(query, options)
+        # As in LlamaIndex' own store, an empty list of ids permits nothing.
+        if any(ids is not None and not ids for ids in (query.node_ids, query.doc_ids)):
+            return empty_result()
+        ready = await self.ready()
+        layout = ready.layout
+        field = query.embedding_field or layout.embedding_field
+        metric, index_type = ready.metric, ready.index_type
+        if field != layout.embedding_field:
+            index = await self._backend.describe_index(layout.collection_name, field) or {}
+            metric = str(index.get("metric_type", metric)).upper()
+            index_type = str(index.get("index_type", ""))
+        request = build_request(
+            query,
+            options,
+            layout,
+            metric=metric,
+            index_type=index_type,
+            output_fields=self._output_fields,
+            search_config=self._search_config,
+        )
+        with_vectors = query.mode == VectorStoreQueryMode.MMR
+        fields = request.reader.fields
+        results = await self._backend.search(
+            layout.collection_name,
+            [request.vector],
+            field_name=request.field,
+            limit=request.limit,
+            expression=request.expression,
+            params=request.params,
+            output_fields=[*fields, request.field] if with_vectors else fields,
+            partition_names=options.partition_names,
+            consistency_level=options.consistency_level or self._consistency_level,
+            timeout=options.timeout,
+        )
+        hits = [
+            {
+                "distance": hit["distance"],
+                "row": {**hit["entity"], layout.primary_key: hit[layout.primary_key]},
+            }
+            for hit in results[0]
+        ]
+        vectors = [hit["entity"][request.field] for hit in results[0]] if with_vectors else None
+        return build_result(query, options, request, hits, vectors)
+
+
+def split(
+    rows: Sequence[PackedRow], max_rows: int, max_bytes: int
+) -> Iterable[Sequence[PackedRow]]:
+    """Split rows into batches bounded by rows and by bytes; a batch has at least one row."""
+    start, size = 0, 0
+    for position, row in enumerate(rows):
+        full = position - start >= max_rows or size + row.size > max_bytes
+        if full and position > start:
+            yield rows[start:position]
+            start, size = position, 0
+        size += row.size
+    if start < len(rows):
+        yield rows[start:]
+
+
+def _chunks(ids: Sequence[str]) -> list[Sequence[str]]:
+    unique = list(dict.fromkeys(ids))
+    return [unique[i : i + IDS_PER_REQUEST] for i in range(0, len(unique), IDS_PER_REQUEST)]
+
+
+def _check_ids(node_ids: Sequence[str] | None) -> None:
+    if isinstance(node_ids, str):
+        raise QueryError(f"node_ids is the text {node_ids!r}; it must be a list of ids")
+    for node_id in node_ids or ():
+        _check_id("node_ids", node_id)
+
+
+def _check_id(argument: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise QueryError(f"{argument} has {value!r}, a {type(value).__name__}; ids are texts")
+
+

@@ -1,0 +1,128 @@
+"""What pymilvus and gRPC raise, translated to this package's exceptions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from pymilvus.exceptions import ConnectionConfigException, MilvusException
+
+from .errors import (
+    AuthenticationError,
+    ConfigurationError,
+    LiteFileError,
+    MilvusVectorStoreError,
+    RequestTimeoutError,
+    ServerError,
+    UnreachableError,
+)
+
+if TYPE_CHECKING:
+    from ._backend import Address
+
+_CONNECT_FAILED = 2
+_PERMISSION_CODES = (1401, 2001)
+_GRPC_ERRORS: dict[grpc.StatusCode, type[ServerError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: AuthenticationError,
+    grpc.StatusCode.UNAVAILABLE: UnreachableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: RequestTimeoutError,
+}
+
+
+@contextmanager
+def translated(operation: str, address: Address) -> Iterator[None]:
+    """Raise this package's exceptions in place of pymilvus' and gRPC's.
+
+    The original is the `__cause__`, except where it shows a secret.
+
+    Args:
+        operation: What was asked of Milvus, for the message.
+        address: Where, for the message, and whose secrets to keep out of it.
+    """
+    try:
+        yield
+    except MilvusVectorStoreError:
+        raise
+    except ConnectionConfigException as error:
+        raise _configuration_error(error, address) from error
+    except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, asyncio.TimeoutError) as error:
+        failure = _server_error(operation, error, address)
+        leaks = any(secret in f"{error} {error!r}" for secret in address.secrets)
+        raise failure from (None if leaks else error)
+
+
+def _configuration_error(
+    error: ConnectionConfigException, address: Address
+) -> MilvusVectorStoreError:
+    message = _redact(str(error.message), address)
+    if address.is_lite:
+        return LiteFileError(
+            "connect",
+            f"Milvus Lite cannot open {address.uri!r} ({message}). Its folder must exist, and one "
+            "process at a time can have the file open: close the other, or run a server for both",
+        )
+    return ConfigurationError(
+        f"uri={address.uri!r}: {message}. Pass a server's address such as "
+        '"http://localhost:19530", or a path that ends in ".db" for Milvus Lite'
+    )
+
+
+def _server_error(operation: str, error: BaseException, address: Address) -> ServerError:
+    """Build the exception for what a client raised."""
+    code, status, message = _details(error)
+    message = _redact(message, address)
+    kind = _GRPC_ERRORS.get(status) if status is not None else None
+    if kind is None and code in _PERMISSION_CODES:
+        kind = AuthenticationError
+    if kind is None and (
+        isinstance(error, (asyncio.TimeoutError, grpc.FutureTimeoutError))
+        or "Retry timeout" in message
+    ):
+        kind = RequestTimeoutError
+    if kind is None and code == _CONNECT_FAILED and "Fail connecting" in message:
+        kind = UnreachableError
+    if kind is AuthenticationError:
+        message = f"{address.uri}: the token or password was not accepted ({message})"
+    elif kind is UnreachableError:
+        message = f"no connection to {address.uri} ({message})"
+    elif kind is RequestTimeoutError:
+        message = f"no answer from {address.uri} in time ({message})"
+    return (kind or ServerError)(operation, message, code)
+
+
+def _details(error: BaseException) -> tuple[int, grpc.StatusCode | None, str]:
+    """Milvus' code, gRPC's status and the text of an error.
+
+    pymilvus re-raises with the exception as its own cause, so that chains can be cycles, and
+    puts an int, an `ErrorCode` or a `grpc.StatusCode` in `code`; where a connection fails, the
+    reason is only in the cause.
+    """
+    code, status, texts = 0, None, list[str]()
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and not any(current is one for one in seen):
+        seen.append(current)
+        if isinstance(current, MilvusException):
+            value: Any = current.code
+            if isinstance(value, grpc.StatusCode):
+                status = status or value
+            else:
+                code = code or int(value)
+            texts.append(str(current.message))
+        elif isinstance(current, grpc.RpcError) and hasattr(current, "code"):
+            status = status or current.code()
+            texts.append(str(current.details()))
+        elif isinstance(current, (asyncio.TimeoutError, grpc.FutureTimeoutError)):
+            texts.append("timed out")
+        current = current.__cause__
+    return code, status, ": ".join(dict.fromkeys(filter(None, texts))) or str(error)
+
+
+def _redact(text: str, address: Address) -> str:
+    for secret in address.secrets:
+        text = text.replace(secret, "***")
+    return text

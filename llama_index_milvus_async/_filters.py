@@ -1,0 +1,1280 @@
+"""Filters, ids and doc ids as one boolean expression of Milvus.
+
+This is the only module in which a value becomes text of an expression: every value passes
+`literal`, every key `_target`. What cannot be expressed raises `FilterError`; nothing is
+dropped or approximated, since a lost filter shows one tenant's rows to another.
+
+What an operator means is what `llama_index.core.vector_stores.utils.build_metadata_filter_fn`
+says, the function behind `SimpleVectorStore`: a row without the key, or with null, matches `NE`,
+`NIN` and `IS_EMPTY` only, and a comparison of values that do not compare matches nothing.
+
+The engines' own logic is another one, and differs between them:
+
+- Milvus before 2.6 knows true and false: what does not compare is false, and its negation true.
+- Milvus Lite and Milvus from 2.6 on also know *unknown* (milvus#46820, milvus#50699): a missing
+  key or a value of another type makes a comparison unknown, `not` leaves it unknown, and the row
+  is lost.
+
+So a negation is never put before a finished expression. It is carried down to the comparisons
+(the parameter `positive`), and each kind of target knows how to say both "matches" and "does not
+match" so that they are *true* on the right rows in the logic of its engine.
+
+A key with dots is the literal key where the row has it, else a path into nested metadata. Not
+told apart, for want of words in the engines' languages: before Milvus 2.6 a mapping from null
+(`IS_EMPTY` matches both); from 2.6 on an empty list from null. A value that is itself a mapping
+matches neither a comparison of size nor its negation on Milvus Lite, and from Milvus 2.6 on no
+negation at all. `CONTAINS`, `ANY` and `ALL` do not look at the keys of a mapping; where `like`
+cannot find a text inside another (`_can_find`), rows with text under the key match neither them
+nor their negation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeAlias
+
+from llama_index.core.bridge.pydantic import (
+    BaseModel,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
+from pymilvus import DataType
+
+from .errors import FilterError
+
+#: An expression; `True` and `False` stand for "every row" and "no row" until the end.
+Expr: TypeAlias = str | bool
+Scalar: TypeAlias = str | int | float
+
+#: What an expression can hold of a 64-bit integer: the sign is an operator of its own, so that
+#: -2**63 would be read as -(2**63).
+_MAX_INTEGER = 2**63 - 1
+#: Below it every integer is a double too.
+_MAX_EXACT_DOUBLE = 2**53
+#: Every number of a row is at least this.
+_LEAST_DOUBLE = "-1.7976931348623157e+308"
+#: Letters in the value of TEXT_MATCH_INSENSITIVE where each spelling is a pattern: at most 256.
+_MAX_CASED_LETTERS = 8
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
+
+#: Words that the grammars of Milvus (Plan.g4, up to 3.0) and Milvus Lite (tokens.py, semantic.py)
+#: do not read as the name of a key.
+_KEYWORD = re.compile(
+    r"and|or|not|in|is|null|exists|like|true|false|interval|iso|threshold|minimum_should_match"
+    r"|(json|array)_contains(_all|_any)?|array_length|element_filter|random_sample"
+    r"|(text|phrase)_match|match_(all|any|exact|least|most)"
+    r"|st_(contains|crosses|dwithin|equals|intersects|isvalid|overlaps|touches|within)"
+    r"|_partition|_seq",
+    re.IGNORECASE,
+)
+
+#: LlamaIndex stores the id of a node's document in its metadata under all of these
+#: (`llama_index.core.vector_stores.utils.node_to_metadata_dict`).
+_DOC_ID_KEYS = frozenset({"doc_id", "document_id", "ref_doc_id"})
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What the expression language of the connected engine can do.
+
+    Attributes:
+        engine: `"Milvus"` or `"Milvus Lite"`.
+        version: The engine's version, e.g. `(2, 6, 3)`.
+    """
+
+    engine: str
+    version: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, server_version: str) -> Dialect:
+        """Read the answer of `get_server_version`.
+
+        `"milvus_lite-3.2.2"` is Milvus Lite; `"v2.3.5-lite"` is not, it is how the standalone
+        server of the PyPI package `milvus` calls itself. A text without a version number, such
+        as that of a build from a branch, is taken for Milvus 2.6.
+        """
+        lite = re.match(r"milvus[-_ ]?lite\D*(\d+(?:\.\d+)*)", server_version, re.IGNORECASE)
+        if lite:
+            return cls("Milvus Lite", _version(lite[1]))
+        milvus = re.match(r"\s*v?(\d+(?:\.\d+)+)", server_version, re.IGNORECASE)
+        return cls("Milvus", _version(milvus[1]) if milvus else (2, 6))
+
+    def __str__(self) -> str:
+        return f"{self.engine} {'.'.join(map(str, self.version))}"
+
+    @property
+    def is_lite(self) -> bool:
+        """Whether the engine is Milvus Lite."""
+        return self.engine == "Milvus Lite"
+
+    @property
+    def is_two_valued(self) -> bool:
+        """Whether a comparison that fails is false, rather than unknown."""
+        return not self.is_lite and self.version < (2, 6)
+
+    @property
+    def has_infix_like(self) -> bool:
+        """Whether `like` finds text anywhere, not only at the beginning (milvus#30288)."""
+        return self.is_lite or self.version >= (2, 4)
+
+    @property
+    def has_regex(self) -> bool:
+        """Whether there is `=~` (milvus#48951)."""
+        return not self.is_lite and self.version >= (3,)
+
+    @property
+    def has_null(self) -> bool:
+        """Whether columns can be null, and `is null` asks for it."""
+        return self.is_lite or self.version >= (2, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What an expression has to know of a collection.
+
+    Attributes:
+        primary_key: Name of the primary key's column.
+        primary_key_is_integer: Whether it is INT64; VARCHAR otherwise.
+        doc_id: Column, or key of the dynamic field, that holds the id of a node's document;
+            `None` when the collection has none.
+        types: The type of every real column, the primary key included.
+        dynamic: Whether the dynamic field is enabled.
+        dialect: The expression language of the engine.
+    """
+
+    primary_key: str
+    primary_key_is_integer: bool
+    doc_id: str | None
+    types: Mapping[str, DataType]
+    dynamic: bool
+    dialect: Dialect
+
+
+class FilterOperatorFunction(str, Enum):
+    """Operators on lists. The values are the names that the Milvus plugin of LlamaIndex uses."""
+
+    ARRAY_CONTAINS = "ARRAY_CONTAINS({key}, {value})"
+    NARRAY_CONTAINS = "not ARRAY_CONTAINS({key}, {value})"
+    ARRAY_CONTAINS_ANY = "ARRAY_CONTAINS_ANY({key}, {value})"
+    NARRAY_CONTAINS_ANY = "not ARRAY_CONTAINS_ANY({key}, {value})"
+    ARRAY_CONTAINS_ALL = "ARRAY_CONTAINS_ALL({key}, {value})"
+    NARRAY_CONTAINS_ALL = "not ARRAY_CONTAINS_ALL({key}, {value})"
+    ARRAY_LENGTH = "ARRAY_LENGTH({key}) == {value}"
+    NARRAY_LENGTH = "ARRAY_LENGTH({key}) != {value}"
+
+
+class ScalarMetadataFilter(BaseModel):
+    """A condition on an ARRAY column, or on a list in a JSON column or in metadata.
+
+    A row that has no list there matches the negated operators (`NARRAY_...`) only.
+
+    Attributes:
+        key: Name of the column, or metadata key.
+        value: One value for `(N)ARRAY_CONTAINS`, a list for `..._ANY` and `..._ALL`, a count for
+            `(N)ARRAY_LENGTH`.
+        operator: What to ask.
+    """
+
+    key: str
+    value: (
+        StrictInt | StrictFloat | StrictStr | list[StrictStr] | list[StrictFloat] | list[StrictInt]
+    )
+    operator: FilterOperatorFunction = FilterOperatorFunction.ARRAY_CONTAINS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the filter as a dictionary."""
+        return {"key": self.key, "value": self.value, "operator": self.operator.value}
+
+    @classmethod
+    def from_dict(cls, filter_dict: Mapping[str, Any]) -> ScalarMetadataFilter:
+        """Read what `to_dict` returned."""
+        return cls.model_validate(dict(filter_dict))
+
+
+class ScalarMetadataFilters(BaseModel):
+    """Several `ScalarMetadataFilter`, and how they are combined.
+
+    Attributes:
+        filters: The filters.
+        condition: All of them (`AND`, also for `None`), at least one (`OR`), or none (`NOT`).
+    """
+
+    filters: list[ScalarMetadataFilter]
+    condition: FilterCondition | None = FilterCondition.AND
+
+    def to_dict(self) -> list[dict[str, Any]] | dict[str, Any]:
+        """Return the filters as a list, which means `AND`, or else as `{"filters", "condition"}`.
+
+        The list is the form of LlamaIndex' plugin; it has no place for a condition.
+        """
+        filters = [each.to_dict() for each in self.filters]
+        if self.condition in (None, FilterCondition.AND):
+            return filters
+        return {"filters": filters, "condition": self.condition.value}
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any] | Iterable[Mapping[str, Any] | ScalarMetadataFilter]
+    ) -> ScalarMetadataFilters:
+        """Read what `to_dict` returned, or a single filter as a dictionary."""
+        if not isinstance(data, Mapping):
+            return cls.model_validate({"filters": list(data)})
+        return cls.model_validate(dict(data) if "filters" in data else {"filters": [dict(data)]})
+
+
+def build_expression(
+    columns: Columns,
+    *,
+    filters: MetadataFilters | None = None,
+    node_ids: Sequence[str] | None = None,
+    doc_ids: Sequence[str] | None = None,
+    scalar_filters: (
+        ScalarMetadataFilters
+        | ScalarMetadataFilter
+        | Mapping[str, Any]
+        | Sequence[Mapping[str, Any] | ScalarMetadataFilter]
+        | None
+    ) = None,
+    string_expr: str | None = None,
+) -> str:
+    """Combine all restrictions of a call by AND.
+
+    Args:
+        columns: The collection.
+        filters: Metadata filters, nested to any depth.
+        node_ids: Ids of nodes; an empty list matches no row.
+        doc_ids: Ids of documents; an empty list matches no row.
+        scalar_filters: Filters on lists, as objects or as what their `to_dict` returns.
+        string_expr: An expression in Milvus' own language, written by the developer. It is used
+            as it is: never put a value from outside into it.
+
+    Returns:
+        The expression, `""` when nothing restricts.
+
+    Raises:
+        FilterError: A part cannot be expressed.
+    """
+    parts: list[Expr] = []
+    if node_ids is not None:
+        parts.append(ids_expression(columns, node_ids))
+    if doc_ids is not None:
+        parts.append(doc_ids_expression(columns, doc_ids))
+    if filters is not None:
+        parts.append(_group(columns, filters, True))
+    if scalar_filters is not None:
+        parts.append(_scalar_group(columns, _scalar_filters(scalar_filters)))
+    if string_expr is not None and string_expr.strip():
+        parts.append(_checked(string_expr))
+    if False in parts:
+        return _no_row(columns)
+    return " and ".join(f"({part})" for part in parts if part is not True)
+
+
+def ids_expression(columns: Columns, ids: Sequence[str]) -> str:
+    """Match the rows with these primary keys; an empty list matches no row.
+
+    Raises:
+        FilterError: The primary key is an integer and an id is not, or an id is not text.
+    """
+    name = _column_name(columns.primary_key)
+    values = [_id_literal(columns, each) for each in dict.fromkeys(_id_list("node ids", ids))]
+    return f"{name} in [{', '.join(values)}]"
+
+
+def doc_ids_expression(columns: Columns, doc_ids: Sequence[str]) -> str:
+    """Match the rows of these documents; an empty list matches no row.
+
+    Raises:
+        FilterError: The collection does not store ids of documents, or an id is not text.
+    """
+    values = list(dict.fromkeys(_id_list("doc ids", doc_ids)))
+    if columns.doc_id is None:
+        raise FilterError(
+            "doc ids cannot be looked up: the collection has neither a column for them nor a "
+            f"dynamic field (its columns: {_listed(columns.types)})"
+        )
+    return _rendered(columns, _target(columns, columns.doc_id).one_of(values, True))
+
+
+def next_page_expression(columns: Columns, expression: str, last_id: str | int) -> str:
+    """Restrict an expression to the primary keys after `last_id`, the last one of a page."""
+    after = f"{_column_name(columns.primary_key)} > {_id_literal(columns, last_id)}"
+    return f"({expression}) and {after}" if expression else after
+
+
+# Literals and names
+
+
+def literal(value: Scalar) -> str:
+    r"""Encode a value.
+
+    Text goes between double quotes with five escapes, `\\`, `\"`, `\n`, `\r` and `\t`; all else
+    is UTF-8 as it is. Milvus Lite refuses `\u` and `\x`.
+
+    Raises:
+        FilterError: The value is not text or a finite number, or the engines cannot read it.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{_unicode(value).translate(_ESCAPES)}"'
+    if isinstance(value, int):
+        if abs(value) > _MAX_INTEGER:
+            raise FilterError(
+                f"{value} is too large; integers in a Milvus expression lie between "
+                f"-(2**63 - 1) and 2**63 - 1"
+            )
+        return str(int(value))
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(float(value))
+    raise FilterError(f"found {value!r}; a value is text or a finite number")
+
+
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
+
+
+def _unicode(text: str) -> str:
+    """Return text that can be encoded in UTF-8, which a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise FilterError(f"found {text!r}, which is not valid Unicode") from None
+    return str(text)
+
+
+def _list_literal(values: Iterable[Scalar]) -> str:
+    return f"[{', '.join(map(literal, values))}]"
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a key can stand in an expression as it is.
+
+    `k-v == 1` would be a subtraction, which matches nothing without an error (pymilvus#3012).
+    """
+    return bool(_NAME.fullmatch(name)) and not _KEYWORD.fullmatch(name)
+
+
+def _column_name(name: str) -> str:
+    """Return the name of a real column, which has no quoted form."""
+    if not _is_plain(name):
+        raise FilterError(
+            f"the column {name!r} cannot be named in an expression: its name is a keyword of "
+            "Milvus or no plain name"
+        )
+    return name
+
+
+def _id_list(what: str, ids: Sequence[str]) -> Sequence[str]:
+    if isinstance(ids, (str, bytes)):
+        raise FilterError(f"{what} must be a list, found the single value {ids!r}")
+    for each in ids:
+        if not isinstance(each, (str, int)) or isinstance(each, bool):
+            raise FilterError(f"{what} must be text, found {each!r}")
+    return ids
+
+
+def _id_literal(columns: Columns, node_id: str | int) -> str:
+    """Encode a primary key; LlamaIndex' ids are text also where the column is INT64."""
+    text = str(node_id)
+    if not columns.primary_key_is_integer:
+        return literal(text)
+    if not _INTEGER.fullmatch(text):
+        raise FilterError(
+            f"node id {text!r} is no integer, but the primary key {columns.primary_key!r} is INT64"
+        )
+    return literal(int(text))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names))) or "none"
+
+
+# Logic. An expression that begins with a parenthesis is wholly inside it, which `_not` and the
+# callers of `_any` and `_all` rely on. `exists` gets parentheses of its own: it binds weaker than
+# `and` in Milvus 2.3.
+
+
+def _any(parts: Iterable[Expr]) -> Expr:
+    """At least one of the parts; no row where there are none."""
+    return _joined(" or ", parts, neutral=False)
+
+
+def _all(parts: Iterable[Expr]) -> Expr:
+    """All of the parts; every row where there are none."""
+    return _joined(" and ", parts, neutral=True)
+
+
+def _joined(word: str, parts: Iterable[Expr], *, neutral: bool) -> Expr:
+    texts: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif part is not neutral:
+            return part
+    if len(texts) > 1:
+        return f"({word.join(texts)})"
+    return texts[0] if texts else neutral
+
+
+def _not(part: Expr) -> Expr:
+    if isinstance(part, bool):
+        return not part
+    return f"not {part}" if part.startswith("(") else f"not ({part})"
+
+
+def _no_row(columns: Columns) -> str:
+    """Match nothing; there are no constants: Milvus refuses `false` alone."""
+    return f"{_column_name(columns.primary_key)} in []"
+
+
+def _rendered(columns: Columns, part: Expr) -> str:
+    """Turn an expression into text; "every row" has none and cannot occur here."""
+    return part if isinstance(part, str) else _no_row(columns)
+
+
+# Text inside text
+
+
+def _substring(dialect: Dialect, target: str, needle: str) -> Expr:
+    """Test whether a text contains `needle`, the wildcards of `like` taken literally."""
+    if not dialect.has_infix_like:
+        raise FilterError(
+            f"{dialect} compares only the beginning of a text, while this operator finds text "
+            "anywhere; Milvus 2.4 and newer, and Milvus Lite, can"
+        )
+    if not _can_find(dialect, needle):
+        raise FilterError(
+            f"found {needle!r}; {dialect} cannot look for '%' or '_', or for a backslash at the "
+            "end, inside a text, because it does not always heed escapes; Milvus 2.4 and newer can"
+        )
+    if not needle:
+        return f'{target} like "%"'
+    pattern = needle if dialect.is_lite else re.sub(r"([\\%_])", r"\\\1", needle)
+    return f"{target} like {literal(f'%{pattern}%')}"
+
+
+def _can_find(dialect: Dialect, needle: str) -> bool:
+    """Whether `like` can look for a text, whatever the rows hold.
+
+    Lite evaluates an expression in Arrow or, when it has functions or meets values of several
+    types under one key, in Python. Python's side knows no escapes. Both read a backslash as
+    itself in a pattern `%text%` whose text has no wildcard and does not end in a backslash.
+    """
+    if dialect.is_lite:
+        return "%" not in needle and "_" not in needle and not needle.endswith("\\")
+    return dialect.has_infix_like
+
+
+def _substring_insensitive(dialect: Dialect, target: str, needle: str) -> Expr:
+    """Test whether a text contains `needle` in any mixture of upper and lower case.
+
+    Letters are paired by simple case mapping, as `str.lower` and `str.upper` do for one letter.
+    """
+    if dialect.has_regex:
+        # RE2: a backslash before punctuation is always the character itself.
+        escaped = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", needle.lower())
+        return f"{target} =~ {literal('(?i)' + escaped)}" if needle else f'{target} like "%"'
+    spellings = [_cases(letter) for letter in needle.lower()]
+    cased = sum(len(each) > 1 for each in spellings)
+    if dialect.has_infix_like and cased > _MAX_CASED_LETTERS:
+        raise FilterError(
+            f"found a text with {cased} letters; {dialect} has no comparison without case, so "
+            "that every spelling becomes a pattern of its own, and for more than "
+            f"{_MAX_CASED_LETTERS} letters these are too many. Use a shorter text, or "
+            "TEXT_MATCH, or Milvus 3.0, which has regular expressions"
+        )
+    words = map("".join, itertools.product(*spellings))
+    return _any(_substring(dialect, target, word) for word in words)
+
+
+def _cases(letter: str) -> str:
+    upper = letter.upper()
+    return letter + upper if upper != letter and upper.lower() == letter else letter
+
+
+# Targets: what a filter is about. Each method returns the expression that is true for the rows
+# that match (`positive`), or for the rows that do not.
+
+
+class _Target(ABC):
+    """A column or a value in JSON."""
+
+    @abstractmethod
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        """The value equals one of `values`."""
+
+    @abstractmethod
+    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
+        """The value is less or greater; text compares with text, numbers with numbers."""
+
+    @abstractmethod
+    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        """The value is a list with, or a text that contains, any or every one of `values`."""
+
+    @abstractmethod
+    def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
+        """The value is a text that contains `needle`."""
+
+    @abstractmethod
+    def empty(self, positive: bool) -> Expr:
+        """There is no value, or null, an empty text or an empty list."""
+
+    @abstractmethod
+    def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        """The value is a list with any or every one of `values`."""
+
+    @abstractmethod
+    def has_length(self, length: int, positive: bool) -> Expr:
+        """The value is a list of `length` elements."""
+
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
+def _texts(values: Iterable[Scalar]) -> list[str]:
+    return [each for each in values if isinstance(each, str)]
+
+
+def _numbers(values: Iterable[Scalar]) -> list[int | float]:
+    """Return the numbers, whole ones as integers: the server compares those exactly."""
+    return [_whole(each) for each in values if not isinstance(each, str)]
+
+
+def _is_large(number: int | float) -> bool:
+    """Whether a double could not hold the integer."""
+    return isinstance(number, int) and abs(number) > _MAX_EXACT_DOUBLE
+
+
+def _whole(value: int | float) -> int | float:
+    whole = isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_INTEGER
+    return int(value) if whole or isinstance(value, bool) else value
+
+
+def _call(function: str, target: str, values: Sequence[Scalar], every: bool) -> Expr:
+    """Call `json_contains` or `array_contains`, or their variants for several values."""
+    if not values:
+        return every
+    if len(values) == 1:
+        return f"{function}({target}, {literal(values[0])})"
+    return f"{function}_{'all' if every else 'any'}({target}, {_list_literal(values)})"
+
+
+class _Json(_Target):
+    """A value in the dynamic field or a JSON column, in the two-valued logic before Milvus 2.6.
+
+    Python says that `True == 1`, Milvus does not: a number that equals a boolean, or is less
+    than one, brings the boolean along.
+    """
+
+    def __init__(self, text: str, dialect: Dialect, *, bare: bool, nested: bool) -> None:
+        """Remember the target.
+
+        Args:
+            text: The value, as it is written in an expression.
+            dialect: The engine's language.
+            bare: Whether `text` begins with a name rather than with `$meta`.
+            nested: Whether `text` has a path.
+        """
+        self.text = text
+        self.dialect = dialect
+        self.bare = bare
+        self.nested = nested
+
+    # True for values of one kind, not true for all others. `number` needs only one comparison,
+    # since JSON has no infinities. A list is compared by `!=` with lists only.
+
+    @property
+    def exists(self) -> str:
+        return f"(exists {self.text})"
+
+    @property
+    def kinds(self) -> dict[str, Expr]:
+        return {
+            "number": f"{self.text} >= {_LEAST_DOUBLE}",
+            "boolean": f"({self.text} == true or {self.text} == false)",
+            "text": f'{self.text} like "%"',
+            "list": f"array_length({self.text}) != 0",
+        }
+
+    @property
+    def filled(self) -> Expr:
+        return _any([f'{self.text} > ""', *(self.kinds[k] for k in ("number", "boolean", "list"))])
+
+    def present(self, positive: bool) -> Expr:
+        # `exists` is true for null before 2.6; no comparison is.
+        present = _any([*self.kinds.values(), f"{self.text} != [0]"])
+        return present if positive else _not(present)
+
+    def decide(self, cases: Mapping[str, Expr], positive: bool) -> Expr:
+        """Match the rows for which one of the cases is true.
+
+        Args:
+            cases: For each kind of value that can match, what is true for those that do.
+            positive: `False` for the rows that do not match.
+        """
+        match = _any(cases.values())
+        return match if positive else _not(match)
+
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        texts, numbers = _texts(values), _numbers(values)
+        cases = {
+            "text": self._equal(texts),
+            "number": self._equal_numbers(numbers),
+            "boolean": self._booleans(lambda each: each in numbers),
+        }
+        return self.decide(cases, positive)
+
+    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
+        if isinstance(value, str):
+            return self.decide({"text": f"{self.text} {symbol} {literal(value)}"}, positive)
+        cases = {
+            "number": f"{self.text} {symbol} {literal(_whole(value))}",
+            "boolean": self._booleans(lambda each: _COMPARE[symbol](each, value)),
+        }
+        return self.decide(cases, positive)
+
+    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        if not values:
+            return self.present(positive) if every else not positive
+        texts = _texts(values)
+        join = _all if every else _any
+        if every and len(texts) < len(values):
+            in_text: Expr = False
+        elif not all(_can_find(self.dialect, each) for each in texts):
+            # Undecidable, so that rows with text match neither this nor its negation. Lists, for
+            # which the operator is meant, are not affected.
+            in_text = False if positive else self.kinds["text"]
+        else:
+            in_text = join(_substring(self.dialect, self.text, each) for each in texts)
+        return self.decide({"list": self._elements(values, every), "text": in_text}, positive)
+
+    def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
+        test = _substring_insensitive if insensitive else _substring
+        return self.decide({"text": test(self.dialect, self.text, needle)}, positive)
+
+    def empty(self, positive: bool) -> Expr:
+        return _not(self.filled) if positive else self.filled
+
+    def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        return self.decide({"list": self._elements(values, every)}, positive)
+
+    def has_length(self, length: int, positive: bool) -> Expr:
+        return self.decide({"list": self._length(length)}, positive)
+
+    def _equal(self, values: Sequence[Scalar]) -> Expr:
+        if len(values) > 1:
+            return f"{self.text} in {_list_literal(values)}"
+        return f"{self.text} == {literal(values[0])}" if values else False
+
+    def _equal_numbers(self, numbers: Sequence[int | float]) -> Expr:
+        whole = [each for each in numbers if isinstance(each, int)]
+        broken = [each for each in numbers if not isinstance(each, int)]
+        return _any([self._equal(whole), self._equal(broken)])
+
+    def _booleans(self, accepts: Callable[[bool], bool]) -> Expr:
+        return _any(f"{self.text} == {literal(each)}" for each in (True, False) if accepts(each))
+
+    def _elements(self, values: Sequence[Scalar], every: bool) -> Expr:
+        """Test a list for elements.
+
+        The types go apart: lists of several types are an error. `json_contains(k, 1)` does not
+        find 1.0, `json_contains(k, 1.0)` finds both.
+        """
+        numbers = dict.fromkeys(_numbers(values))
+        doubles = [float(n) for n in numbers if n not in (0, 1) and not _is_large(n)]
+        large = [n for n in numbers if _is_large(n)]
+        groups: list[Sequence[Scalar]] = [_texts(values), doubles, large]
+        tests = [_call("json_contains", self.text, group, every) for group in groups if group]
+        for number in numbers:
+            if number in (0, 1):
+                spellings = (float(number), bool(number))
+                tests.append(
+                    _any(f"json_contains({self.text}, {literal(each)})" for each in spellings)
+                )
+        return (_all if every else _any)(tests)
+
+    def _length(self, length: int) -> Expr:
+        test = f"array_length({self.text}) == {literal(length)}"
+        # 0 is also the "length" of what is no list.
+        return test if length else _all([f"{self.text} != [0]", test])
+
+
+class _JsonOfThreeValues(_Json):
+    """A value in JSON where comparisons with values of another kind can be unknown: Milvus 2.6.
+
+    Right in the two-valued logic as well, which 2.6 had at first: what does not match is spelled
+    out for each kind of value, from expressions that are true for nothing else.
+    """
+
+    def present(self, positive: bool) -> Expr:
+        return self.exists if positive else _not(self.exists)
+
+    def decide(self, cases: Mapping[str, Expr], positive: bool) -> Expr:
+        if positive:
+            return _any(cases.values())
+        rest = [_all([test, _not(cases.get(kind, False))]) for kind, test in self.kinds.items()]
+        return _any([self.present(False), *rest])
+
+    def empty(self, positive: bool) -> Expr:
+        return _any([self.present(False), f'{self.text} == ""']) if positive else self.filled
+
+    def has_length(self, length: int, positive: bool) -> Expr:
+        if length == 0 and not positive:
+            raise FilterError(
+                f"{self.dialect} does not tell an empty list from a missing key, so that a "
+                "length other than 0 cannot be asked for; ask for what the list contains"
+            )
+        return super().has_length(length, positive)
+
+
+class _JsonInLite(_Json):
+    """A value in JSON in Milvus Lite.
+
+    Lite compares as Python does: booleans are numbers, `==` decides between all values that are
+    not null, and what Python refuses to compare is unknown. `in` is not used, because a list or
+    mapping in any row under the key makes the whole query fail ("unhashable type: 'list'").
+    """
+
+    def present(self, positive: bool) -> Expr:
+        return self.exists if positive else _not(self.exists)
+
+    def decide(self, cases: Mapping[str, Expr], positive: bool) -> Expr:
+        match = _any(cases.values())
+        return match if positive else _any([self.present(False), _not(match)])
+
+    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
+        test = super().ordered(symbol, value, positive)
+        if positive:
+            return test
+        # As in Python, `"x" * 0` is "" and `[1] * 0` is [], which equal no number.
+        comparable = f"{self.text} * 0 == 0"
+        return _any([test, _not(self.kinds["text"] if isinstance(value, str) else comparable)])
+
+    def empty(self, positive: bool) -> Expr:
+        zero = f"{self.text} * 0"
+        if positive:
+            nothing = _all([f"{zero} == {self.text}", f"{self.text} != 0"])
+            return _any([self.present(False), nothing])
+        return _any([f"{zero} != {self.text}", f"{self.text} == 0"])
+
+    def _equal(self, values: Sequence[Scalar]) -> Expr:
+        return _any(f"{self.text} == {literal(each)}" for each in values)
+
+    def _booleans(self, accepts: Callable[[bool], bool]) -> Expr:
+        return False
+
+    def _elements(self, values: Sequence[Scalar], every: bool) -> Expr:
+        if not self.bare:
+            raise FilterError(
+                f"{self.dialect} looks into lists only under keys that are plain names (letters, "
+                "digits and underscores, no keyword); rename the key, or use Milvus"
+            )
+        groups: list[Sequence[Scalar]] = [_texts(values), _numbers(values)]
+        calls = [_call("json_contains", self.text, group, every) for group in groups if group]
+        return self._no_text((_all if every else _any)(calls))
+
+    def _length(self, length: int) -> Expr:
+        if length == 0:
+            # An empty list is what times 0 stays itself, and is neither 0 nor "".
+            zero = [f"{self.text} * 0 == {self.text}", f"{self.text} != 0", f'{self.text} != ""']
+            return _all(zero)
+        if not self.bare or self.nested:
+            raise FilterError(
+                f"{self.dialect} counts elements only of lists at the top of the metadata, under "
+                "keys that are plain names; Milvus can"
+            )
+        return self._no_text(f"array_length({self.text}) == {literal(length)}")
+
+    def _no_text(self, test: Expr) -> Expr:
+        """Keep to lists: Lite takes the text '["a"]' for one."""
+        return _all([test, _not(self.kinds["text"])])
+
+
+class _Column(_Target):
+    """A real column. Its values have one type, so that most operators match none of them."""
+
+    def __init__(self, name: str, dialect: Dialect, *, nullable: bool) -> None:
+        self.name = _column_name(name)
+        self.dialect = dialect
+        self.null: Expr = f"{self.name} is null" if nullable and dialect.has_null else False
+
+    def decide(self, match: Expr, positive: bool) -> Expr:
+        """Match the rows for which a test is true; on null it may be unknown."""
+        if not positive:
+            return _any([self.null, _not(match)])
+        return _not(self.null) if match is True else match
+
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        return self.decide(self._in(values), positive)
+
+    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
+        return self.decide(False, positive)
+
+    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        return self.decide(every and not values, positive)
+
+    def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
+        return self.decide(False, positive)
+
+    def empty(self, positive: bool) -> Expr:
+        return self.null if positive else _not(self.null)
+
+    def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        raise self._no_list()
+
+    def has_length(self, length: int, positive: bool) -> Expr:
+        raise self._no_list()
+
+    def _no_list(self) -> FilterError:
+        return FilterError(
+            f"the column {self.name!r} holds no lists; operators on lists are for ARRAY columns, "
+            "JSON columns and metadata"
+        )
+
+    def _in(self, values: Sequence[Scalar]) -> Expr:
+        return f"{self.name} in {_list_literal(values)}" if values else False
+
+
+class _TextColumn(_Column):
+    """A VARCHAR column."""
+
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        return super().one_of(_texts(values), positive)
+
+    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
+        test = isinstance(value, str) and f"{self.name} {symbol} {literal(value)}"
+        return self.decide(test, positive)
+
+    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        texts = _texts(values)
+        if every and len(texts) < len(values):
+            return self.decide(False, positive)
+        tests = [_substring(self.dialect, self.name, each) for each in texts]
+        return self.decide((_all if every else _any)(tests), positive)
+
+    def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
+        test = _substring_insensitive if insensitive else _substring
+        return self.decide(test(self.dialect, self.name, needle), positive)
+
+    def empty(self, positive: bool) -> Expr:
+        test = _any([self.null, f'{self.name} == ""'])
+        return test if positive else _not(test)
+
+
+class _IntegerColumn(_Column):
+    """An INT column; the server refuses to compare it with 2.5, or even with 2.0."""
+
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        whole = [each for each in _numbers(values) if isinstance(each, int)]
+        return super().one_of(whole, positive)
+
+    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
+        if isinstance(value, str):
+            return self.decide(False, positive)
+        if isinstance(value, float) and abs(value) > _MAX_INTEGER:
+            return self.decide(_COMPARE[symbol](0, value), positive)
+        bound = math.floor(value) if symbol in (">", "<=") else math.ceil(value)
+        return self.decide(f"{self.name} {symbol} {literal(bound)}", positive)
+
+
+class _IntegerKeyColumn(_IntegerColumn):
+    """An INT64 primary key. The id of a node is text in LlamaIndex, so text means its number."""
+
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        return super().one_of([self._number(each) for each in values], positive)
+
+    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
+        return super().ordered(symbol, self._number(value), positive)
+
+    @staticmethod
+    def _number(value: Scalar) -> Scalar:
+        return int(value) if isinstance(value, str) and _INTEGER.fullmatch(value) else value
+
+
+class _FloatColumn(_Column):
+    """A FLOAT or DOUBLE column."""
+
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        return super().one_of(_numbers(values), positive)
+
+    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
+        test = not isinstance(value, str) and f"{self.name} {symbol} {literal(_whole(value))}"
+        return self.decide(test, positive)
+
+
+class _BooleanColumn(_Column):
+    """A BOOL column; `True` is 1 and `False` 0, as in Python."""
+
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        return self._where(lambda each: each in values, positive)
+
+    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
+        compares = not isinstance(value, str)
+        return self._where(lambda each: compares and _COMPARE[symbol](each, value), positive)
+
+    def _where(self, accepts: Callable[[bool], bool], positive: bool) -> Expr:
+        accepted = [each for each in (True, False) if accepts(each)]
+        if len(accepted) == 2:
+            return self.decide(True, positive)
+        return self.decide(bool(accepted) and f"{self.name} == {literal(accepted[0])}", positive)
+
+
+class _ArrayColumn(_Column):
+    """An ARRAY column. Milvus itself refuses elements of another type than the column's."""
+
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        return self.decide(False, positive)
+
+    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        numbers = _numbers(values)
+        if any(isinstance(each, float) for each in numbers):  # in one list all of one type
+            numbers = [float(each) for each in numbers]
+        groups: list[Sequence[Scalar]] = [_texts(values), numbers]
+        tests = [_call("array_contains", self.name, group, every) for group in groups if group]
+        return self.decide((_all if every else _any)(tests), positive)
+
+    def empty(self, positive: bool) -> Expr:
+        test = _any([self.null, f"array_length({self.name}) == 0"])
+        return test if positive else _not(test)
+
+    def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        return self.contains(values, every, positive)
+
+    def has_length(self, length: int, positive: bool) -> Expr:
+        return self.decide(f"array_length({self.name}) == {literal(length)}", positive)
+
+
+_COLUMN_TYPES: dict[DataType, type[_Column]] = {
+    DataType.VARCHAR: _TextColumn,
+    DataType.BOOL: _BooleanColumn,
+    DataType.INT8: _IntegerColumn,
+    DataType.INT16: _IntegerColumn,
+    DataType.INT32: _IntegerColumn,
+    DataType.INT64: _IntegerColumn,
+    DataType.FLOAT: _FloatColumn,
+    DataType.DOUBLE: _FloatColumn,
+    DataType.ARRAY: _ArrayColumn,
+}
+
+
+class _DottedKey(_Target):
+    """A key with dots: the literal key in rows that have it, else a path into nested metadata."""
+
+    def __init__(self, literal_key: _Json, path: _Json) -> None:
+        self.literal_key = literal_key
+        self.path = path
+
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        return self._choose(lambda each: each.one_of(values, positive), absent=not positive)
+
+    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
+        return self._choose(lambda each: each.ordered(symbol, value, positive), absent=not positive)
+
+    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        return self._choose(lambda each: each.contains(values, every, positive), not positive)
+
+    def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
+        return self._choose(lambda each: each.has_text(needle, insensitive, positive), not positive)
+
+    def empty(self, positive: bool) -> Expr:
+        return self._choose(lambda each: each.empty(positive), absent=positive)
+
+    def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        return self._choose(lambda each: each.has_elements(values, every, positive), not positive)
+
+    def has_length(self, length: int, positive: bool) -> Expr:
+        return self._choose(lambda each: each.has_length(length, positive), not positive)
+
+    def _choose(self, test: Callable[[_Json], Expr], absent: bool) -> Expr:
+        """Test one of the two.
+
+        Args:
+            test: Builds the test.
+            absent: Whether the test is true where there is no value.
+        """
+        has_key = self.literal_key.exists
+        literally = test(self.literal_key)
+        if absent:
+            literally = _all([has_key, literally])
+        return _any([literally, _all([_not(has_key), test(self.path)])])
+
+
+def _target(columns: Columns, key: str) -> _Target:
+    """Find what a key means.
+
+    In this order: a real column; LlamaIndex' names for the id of the document; a path in a JSON
+    column; a metadata key in the dynamic field.
+    """
+    if key in _DOC_ID_KEYS and key not in columns.types and columns.doc_id is not None:
+        key = columns.doc_id
+    if key in columns.types:
+        return _column_target(columns, key)
+    column, _, inner = key.partition(".")
+    if inner and columns.types.get(column) == DataType.JSON:
+        return _json_target(columns, inner, column)
+    if not columns.dynamic:
+        raise FilterError(
+            "there is no such column, and the collection has no dynamic field; its columns are "
+            f"{_listed(columns.types)}"
+        )
+    return _json_target(columns, key)
+
+
+def _column_target(columns: Columns, name: str) -> _Column:
+    if name == columns.primary_key:
+        kind = _IntegerKeyColumn if columns.primary_key_is_integer else _TextColumn
+        return kind(name, columns.dialect, nullable=False)
+    data_type = columns.types[name]
+    if data_type == DataType.JSON:
+        raise FilterError(f"the column is JSON; name a key inside it, as in '{name}.key'")
+    if data_type not in _COLUMN_TYPES:
+        raise FilterError(
+            f"the column is of type {DataType(data_type).name}, which cannot be filtered; columns "
+            f"of these types and JSON can: {_listed(each.name for each in _COLUMN_TYPES)}"
+        )
+    return _COLUMN_TYPES[data_type](name, columns.dialect, nullable=True)
+
+
+def _json_target(columns: Columns, key: str, column: str | None = None) -> _Target:
+    whole = _json(columns, [key], column)
+    path = key.split(".")
+    if len(path) == 1 or not all(path):  # the engines refuse empty steps
+        return whole
+    return _DottedKey(whole, _json(columns, path, column))
+
+
+def _json(columns: Columns, path: Sequence[str], column: str | None) -> _Json:
+    """Encode a path in a JSON column or, with `None`, in the dynamic field."""
+    first = path[0]
+    if not first:
+        raise FilterError("the key is empty; Milvus cannot address it")
+    if column is not None:
+        head, steps = _column_name(column), path
+    elif _is_plain(first) and first not in columns.types:
+        head, steps = first, path[1:]
+    else:
+        head, steps = "$meta", path
+    text = head + "".join(f"[{literal(step)}]" for step in steps)
+    kind: type[_Json] = _Json if columns.dialect.is_two_valued else _JsonOfThreeValues
+    if columns.dialect.is_lite:
+        kind = _JsonInLite
+    return kind(text, columns.dialect, bare=head != "$meta", nested=bool(steps))
+
+
+# Operators
+
+
+def _scalar(value: Any) -> Scalar:
+    if isinstance(value, (list, tuple, set)):
+        raise FilterError(
+            f"found the list {value!r}; this operator takes one value. Lists go with IN, NIN, ANY "
+            "and ALL"
+        )
+    if value is None:
+        raise FilterError("found no value; only IS_EMPTY takes none")
+    if not isinstance(value, (str, int, float)):
+        raise FilterError(f"found {value!r}; a value is text or a finite number")
+    literal(value)  # Refused here, a value cannot be left out as not comparable later.
+    return value
+
+
+def _values(value: Any) -> list[Scalar]:
+    if not isinstance(value, (list, tuple)):
+        raise FilterError(f"found {value!r}; this operator takes a list of values")
+    return list(dict.fromkeys(map(_scalar, value)))
+
+
+def _needle(value: Any) -> str:
+    if not isinstance(_scalar(value), str):
+        raise FilterError(f"found {value!r}; this operator takes text")
+    return str(value)
+
+
+def _length(value: Any) -> int:
+    if not isinstance(_scalar(value), int) or value < 0:
+        raise FilterError(f"found {value!r}; this operator takes a number of elements, 0 or more")
+    return int(value)
+
+
+def _elements(value: Any) -> list[Scalar]:
+    if not (values := _values(value)):
+        raise FilterError("found an empty list; name at least one element")
+    return values
+
+
+_Builder: TypeAlias = Callable[[_Target, Any, bool], Expr]
+
+_OPERATORS: dict[FilterOperator, _Builder] = {
+    FilterOperator.EQ: lambda on, value, yes: on.one_of([_scalar(value)], yes),
+    FilterOperator.NE: lambda on, value, yes: on.one_of([_scalar(value)], not yes),
+    FilterOperator.IN: lambda on, value, yes: on.one_of(_values(value), yes),
+    FilterOperator.NIN: lambda on, value, yes: on.one_of(_values(value), not yes),
+    FilterOperator.GT: lambda on, value, yes: on.ordered(">", _scalar(value), yes),
+    FilterOperator.GTE: lambda on, value, yes: on.ordered(">=", _scalar(value), yes),
+    FilterOperator.LT: lambda on, value, yes: on.ordered("<", _scalar(value), yes),
+    FilterOperator.LTE: lambda on, value, yes: on.ordered("<=", _scalar(value), yes),
+    FilterOperator.CONTAINS: lambda on, value, yes: on.contains([_scalar(value)], False, yes),
+    FilterOperator.ANY: lambda on, value, yes: on.contains(_values(value), False, yes),
+    FilterOperator.ALL: lambda on, value, yes: on.contains(_values(value), True, yes),
+    FilterOperator.TEXT_MATCH: lambda on, value, yes: on.has_text(_needle(value), False, yes),
+    FilterOperator.TEXT_MATCH_INSENSITIVE: (
+        lambda on, value, yes: on.has_text(_needle(value), True, yes)
+    ),
+    FilterOperator.IS_EMPTY: lambda on, value, yes: on.empty(yes),
+}
+
+_SCALAR_OPERATORS: dict[FilterOperatorFunction, _Builder] = {
+    FilterOperatorFunction.ARRAY_CONTAINS: (
+        lambda on, value, yes: on.has_elements([_scalar(value)], False, yes)
+    ),
+    FilterOperatorFunction.NARRAY_CONTAINS: (
+        lambda on, value, yes: on.has_elements([_scalar(value)], False, not yes)
+    ),
+    FilterOperatorFunction.ARRAY_CONTAINS_ANY: (
+        lambda on, value, yes: on.has_elements(_elements(value), False, yes)
+    ),
+    FilterOperatorFunction.NARRAY_CONTAINS_ANY: (
+        lambda on, value, yes: on.has_elements(_elements(value), False, not yes)
+    ),
+    FilterOperatorFunction.ARRAY_CONTAINS_ALL: (
+        lambda on, value, yes: on.has_elements(_elements(value), True, yes)
+    ),
+    FilterOperatorFunction.NARRAY_CONTAINS_ALL: (
+        lambda on, value, yes: on.has_elements(_elements(value), True, not yes)
+    ),
+    FilterOperatorFunction.ARRAY_LENGTH: (
+        lambda on, value, yes: on.has_length(_length(value), yes)
+    ),
+    FilterOperatorFunction.NARRAY_LENGTH: (
+        lambda on, value, yes: on.has_length(_length(value), not yes)
+    ),
+}
+
+
+def _group(columns: Columns, group: MetadataFilters, positive: bool) -> Expr:
+    """Translate filters with their condition, or the negation of that."""
+    if not isinstance(group, MetadataFilters):
+        raise FilterError(f"filters must be MetadataFilters, found {type(group).__name__}")
+    if not group.filters:
+        return positive  # restricts nothing, whatever the condition
+
+    def each(positive: bool) -> Iterable[Expr]:
+        for part in group.filters:
+            if isinstance(part, MetadataFilter):
+                yield _leaf(columns, _OPERATORS, part.key, part.operator, part.value, positive)
+            else:
+                yield _group(columns, part, positive)
+
+    return _combined(group.condition, each, positive)
+
+
+def _scalar_group(columns: Columns, group: ScalarMetadataFilters) -> Expr:
+    if not group.filters:
+        return True
+
+    def each(positive: bool) -> Iterable[Expr]:
+        for part in group.filters:
+            yield _leaf(columns, _SCALAR_OPERATORS, part.key, part.operator, part.value, positive)
+
+    return _combined(group.condition, each, True)
+
+
+def _combined(
+    condition: FilterCondition | None, each: Callable[[bool], Iterable[Expr]], positive: bool
+) -> Expr:
+    """Combine parts, each made for the rows that match it or for those that do not."""
+    if condition is None or condition == FilterCondition.AND:
+        return _all(each(True)) if positive else _any(each(False))
+    if condition == FilterCondition.OR:
+        return _any(each(True)) if positive else _all(each(False))
+    if condition == FilterCondition.NOT:  # none of them matches
+        return _all(each(False)) if positive else _any(each(True))
+    raise FilterError(
+        f"unknown condition {condition!r}; supported are {_listed(c.name for c in FilterCondition)}"
+    )
+
+
+def _leaf(
+    columns: Columns,
+    operators: Mapping[Any, _Builder],
+    key: str,
+    symbol: Any,
+    value: Any,
+    yes: bool,
+) -> Expr:
+    """Translate one filter; its errors name the key and the operator."""
+    name = getattr(symbol, "name", str(symbol))
+    try:
+        if symbol not in operators:
+            raise FilterError(
+                f"unknown operator; supported are {_listed(each.name for each in operators)}"
+            )
+        return operators[symbol](_target(columns, key), value, yes)
+    except FilterError as error:
+        raise FilterError(f"filter on {key!r} with the operator {name}: {error}") from None
+
+
+def _scalar_filters(given: Any) -> ScalarMetadataFilters:
+    if isinstance(given, ScalarMetadataFilters):
+        return given
+    if isinstance(given, ScalarMetadataFilter):
+        return ScalarMetadataFilters(filters=[given])
+    if isinstance(given, (Mapping, Sequence)) and not isinstance(given, (str, bytes)):
+        try:
+            return ScalarMetadataFilters.from_dict(given)
+        except ValidationError as error:
+            raise FilterError(f"scalar filters: {error}") from error
+    raise FilterError(
+        "scalar filters must be ScalarMetadataFilters, or a dictionary or a list of dictionaries "
+        f"with key, value and operator; found {type(given).__name__}"
+    )
+
+
+def _checked(expression: str) -> str:
+    """Refuse an expression that could end the parentheses around it, as `x) or (true` would."""
+    closing = {"(": ")", "[": "]", "{": "}"}
+    opened: list[str] = []
+    quote = ""
+    characters = iter(expression)
+    for character in characters:
+        if quote:
+            if character == "\\":
+                next(characters, None)
+            elif character == quote:
+                quote = ""
+        elif character in "\"'":
+            quote = character
+        elif character in closing:
+            opened.append(closing[character])
+        elif character in closing.values() and (not opened or opened.pop() != character):
+            raise FilterError(f"string_expr has an unmatched {character!r}: {expression!r}")
+    if quote or opened:
+        missing = quote or opened[-1]
+        raise FilterError(f"string_expr lacks a closing {missing!r}: {expression!r}")
+    return expression

@@ -1,0 +1,462 @@
+"""Nodes to rows, and rows to nodes.
+
+A row has the layout of the upstream plugin: the node as JSON without text and embedding under
+`_node_content`, its class under `_node_type`, every metadata key beside them, and the id of the
+source document under `doc_id`, `document_id` and `ref_doc_id`. Where each part is stored, in a
+column or in the dynamic field, is the collection's `Layout`.
+
+Sizes are UTF-8 bytes, as Milvus counts them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    ImageNode,
+    IndexNode,
+    MediaResource,
+    MetadataMode,
+    Node,
+    TextNode,
+)
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pymilvus import DataType
+
+from ._schema import (
+    DYNAMIC_FIELD,
+    INTEGER_TYPES,
+    NODE_CONTENT_FIELD,
+    NODE_TYPE_FIELD,
+    Column,
+    Layout,
+    output_columns,
+)
+from .errors import NodeError, RowError
+
+#: Milvus' bound on the dynamic field of one row, as JSON (`common.MaxDynamicFieldSize`; the
+#: server answers code 1100 beyond it). Lite has none; the bound is kept there as well, so that
+#: what was built on a laptop can move to a server.
+MAX_DYNAMIC_BYTES = 65_536
+
+#: LlamaIndex' names for the id of the source document, beside the collection's own column.
+DOC_ID_KEYS = ("doc_id", "document_id", "ref_doc_id")
+#: What LlamaIndex stores as the document id of a node that has no source document.
+NO_DOC_ID = "None"
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_INTEGER_BITS = {
+    DataType.INT8: 8,
+    DataType.INT16: 16,
+    DataType.INT32: 32,
+    DataType.INT64: 64,
+}
+_NODE_CLASSES: dict[str, type[BaseNode]] = {
+    node_class.class_name(): node_class
+    for node_class in (TextNode, Node, Document, ImageNode, IndexNode)
+}
+
+# pymilvus serializes the dynamic field with orjson, which ends at 64 bits.
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
+_LONG_INTEGER = re.compile(r"\d{19}")
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """A row ready to be sent.
+
+    Attributes:
+        node_id: The id of the node it was made of.
+        values: Column or dynamic key to value, as pymilvus takes rows.
+        size: Estimated bytes in the message.
+    """
+
+    node_id: str
+    values: dict[str, Any]
+    size: int
+
+
+class RowPacker:
+    """Makes rows of nodes for one collection, and finds what Milvus would refuse.
+
+    Args:
+        layout: The collection.
+        embedding_field: The vector column.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._dim = layout.vector_column(layout.embedding_field).dim
+        self.problems: list[tuple[str, str]] = []
+
+    def pack(self, node: BaseNode) -> PackedRow | None:
+        """Make the row of a node.
+
+        What is wrong with the node is added to `problems`.
+
+        Returns:
+            The row, or `None` where the node cannot be stored.
+        """
+        before = len(self.problems)
+
+        def report(problem: str) -> None:
+            self.problems.append((node.node_id, problem))
+
+        layout = self._layout
+        primary_key = self._primary_key(node.node_id, report)
+        embedding = self._embedding(node, report)
+        text = _text_of(node)
+        text_bytes = _check_text("text", text, layout.max_bytes(layout.text_key), report)
+        doc_id = node.ref_doc_id or NO_DOC_ID
+        values: dict[str, Any] = {}
+        content_bytes = 0
+        if layout.holds_nodes:
+            content_bytes = self._add_node(node, values, doc_id, report)
+        else:
+            for key in node.metadata.keys() - layout.columns.keys():
+                report(
+                    f"metadata key {key!r} cannot be stored: the collection has neither a column "
+                    "of that name nor a dynamic field"
+                )
+        self._add_scalars(node, values, report)
+        if layout.doc_id_field is not None:
+            if doc_id != NO_DOC_ID:
+                limit = layout.max_bytes(layout.doc_id_field)
+                _check_text("the id of its source document", doc_id, limit, report)
+            values[layout.doc_id_field] = doc_id
+        values[layout.primary_key] = primary_key
+        values[layout.text_key] = text
+        values[layout.embedding_field] = embedding
+        if len(self.problems) > before:
+            return None
+        size = 4 * (self._dim or 0) + text_bytes + 2 * content_bytes
+        return PackedRow(node.node_id, values, size)
+
+    def raise_problems(self) -> None:
+        """Raise what `pack` has found.
+
+        Raises:
+            NodeError: Naming every problem of every node.
+        """
+        if self.problems:
+            raise NodeError(self.problems)
+
+    def _primary_key(self, node_id: str, report: Callable[[str], None]) -> str | int:
+        layout = self._layout
+        if not node_id:
+            report("the id is empty")
+        elif not layout.integer_ids:
+            _check_text("the id", node_id, layout.max_bytes(layout.primary_key), report)
+        elif not re.fullmatch(r"-?\d{1,19}", node_id) or not _fits(int(node_id), 64):
+            report(f"the primary key {layout.primary_key!r} is an INT64 and the id no integer")
+        else:
+            return int(node_id)
+        return node_id
+
+    def _embedding(self, node: BaseNode, report: Callable[[str], None]) -> Any:
+        embedding: Any = node.embedding
+        if embedding is None:
+            report("it has no embedding")
+            return None
+        if len(embedding) != self._dim:
+            report(f"its embedding has {len(embedding)} dimensions, the collection {self._dim}")
+            return None
+        if isinstance(embedding, np.ndarray):
+            if embedding.ndim != 1 or embedding.dtype.kind not in "fiu":
+                report(f"its embedding is an array of {embedding.dtype} and shape {embedding.shape}")
+                return None
+            # pymilvus refuses float16 and keeps float64 as it is: one type for all.
+            embedding = embedding.astype(np.float32, copy=False)
+        if not _is_finite(embedding):
+            report("its embedding has a value that is no finite 32-bit number (NaN, infinity)")
+        return embedding
+
+    def _add_node(
+        self,
+        node: BaseNode,
+        values: dict[str, Any],
+        doc_id: str,
+        report: Callable[[str], None],
+    ) -> int:
+        """Add the serialized node and its metadata; return the bytes of the former."""
+        layout = self._layout
+        try:
+            content = _node_json(node)
+            content_bytes = len(content.encode())
+            metadata = _plain_metadata(node.metadata)
+        except (TypeError, ValueError, RecursionError, PydanticSerializationError) as error:
+            report(f"its metadata or fields cannot be carried by JSON: {error}")
+            return 0
+        if layout.node_in_column and content_bytes > layout.max_bytes(NODE_CONTENT_FIELD):
+            report(
+                f"its metadata and relationships take {content_bytes} bytes as JSON, Milvus "
+                f"allows {layout.max_bytes(NODE_CONTENT_FIELD)}"
+            )
+        for key in metadata.keys() & layout.own_columns:
+            # The id of the document under its own name says nothing new, and readers do that.
+            if not (key == layout.doc_id_field and metadata[key] == doc_id):
+                report(f"the metadata key {key!r} is the name of a column of the store; rename it")
+        if DYNAMIC_FIELD in metadata:
+            report(f"the metadata key {DYNAMIC_FIELD!r} is reserved by Milvus; rename it")
+        values.update(metadata)
+        for key in DOC_ID_KEYS:
+            if layout.dynamic and key not in layout.columns:
+                values[key] = doc_id
+        values[NODE_CONTENT_FIELD] = content
+        values[NODE_TYPE_FIELD] = node.class_name()
+        self._check_dynamic(values, content_bytes, report)
+        return content_bytes
+
+    def _check_dynamic(
+        self, values: Mapping[str, Any], content_bytes: int, report: Callable[[str], None]
+    ) -> None:
+        # The metadata is part of the content, so that the content's size bounds the dynamic
+        # field's, and the exact count is only taken near the limit. Where the content is in the
+        # dynamic field itself, it is there as escaped text, up to six times as long.
+        factor = 1 if self._layout.node_in_column else 7
+        if factor * content_bytes + 1_024 < MAX_DYNAMIC_BYTES:
+            return
+        columns = self._layout.columns
+        dynamic = {key: value for key, value in values.items() if key not in columns}
+        size = len(json.dumps(dynamic, ensure_ascii=False, separators=(",", ":")).encode())
+        if size > MAX_DYNAMIC_BYTES:
+            largest = max(dynamic, key=lambda key: len(str(dynamic[key])))
+            report(
+                f"its metadata takes {size} bytes as JSON in the dynamic field, Milvus allows "
+                f"{MAX_DYNAMIC_BYTES}; the largest key is {largest!r}"
+            )
+
+    def _add_scalars(
+        self, node: BaseNode, values: dict[str, Any], report: Callable[[str], None]
+    ) -> None:
+        for name, column in self._layout.scalar_columns.items():
+            if name in values:
+                problem = _scalar_problem(column, values[name])
+            elif name in node.metadata:
+                values[name] = node.metadata[name]
+                problem = _scalar_problem(column, values[name])
+            else:
+                problem = None if column.optional else "is missing"
+            if problem:
+                report(f"metadata key {name!r} of column type {column.type.name} {problem}")
+
+
+def _text_of(node: BaseNode) -> str:
+    return node.get_content(metadata_mode=MetadataMode.NONE)
+
+
+def _check_text(what: str, text: str, limit: int, report: Callable[[str], None]) -> int:
+    """Report a text over `limit` bytes or without UTF-8; return its bytes."""
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:
+        report(f"{what} has a lone surrogate at position {error.start}, which UTF-8 lacks")
+        return 0
+    if size > limit:
+        report(f"{what} takes {size} bytes, Milvus allows {limit}")
+    return size
+
+
+def _is_finite(embedding: Sequence[float]) -> bool:
+    """Whether every value is a finite 32-bit number.
+
+    A sum shows NaN and infinity at a tenth of the cost of looking at each value; only a sum
+    that cannot tell has them looked at.
+    """
+    try:
+        total = float(sum(embedding))
+    except TypeError:
+        return False
+    if abs(total) <= _FLOAT32_MAX:
+        return True
+    return all(math.isfinite(value) and abs(value) <= _FLOAT32_MAX for value in embedding)
+
+
+def _fits(value: int, bits: int) -> bool:
+    return -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+
+
+def _scalar_problem(column: Column, value: Any) -> str | None:
+    """What is wrong with a value for a column, or `None`."""
+    if value is None:
+        return None if column.optional else "is None"
+    kind = column.type
+    if kind in INTEGER_TYPES:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return f"is {value!r}, no integer"
+        return None if _fits(value, _INTEGER_BITS[kind]) else f"is {value}, out of range"
+    if kind == DataType.BOOL:
+        return None if isinstance(value, bool) else f"is {value!r}, neither true nor false"
+    if kind in (DataType.FLOAT, DataType.DOUBLE):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return None if number else f"is {value!r}, no number"
+    if kind == DataType.VARCHAR:
+        if not isinstance(value, str):
+            return f"is {value!r}, no text"
+        size = len(value.encode())
+        over = column.max_bytes is not None and size > column.max_bytes
+        return f"takes {size} bytes, Milvus allows {column.max_bytes}" if over else None
+    if kind == DataType.ARRAY:
+        return None if isinstance(value, list) else f"is {value!r}, no list"
+    return None
+
+
+def _node_json(node: BaseNode) -> str:
+    """Serialize a node as LlamaIndex' `node_to_metadata_dict` does, without its embedding.
+
+    That function dumps the embedding only to drop it, five times the cost at 768 dimensions.
+    """
+    data = node.model_dump(exclude={"embedding"})
+    data["embedding"] = None
+    if "text" in data:
+        data["text"] = ""
+    resource = data.get("text_resource")
+    if resource is not None:
+        others = {k: v for k, v in resource.items() if k != "text" and v is not None}
+        if others:
+            data["text_resource"] = others
+        else:
+            # LlamaIndex' own readers expect the text resource to be gone with its text.
+            del data["text_resource"]
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, default=_to_json)
+    _check_integers(text)
+    return text
+
+
+def _plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata as JSON can carry it, for the dynamic field and the scalar columns."""
+    if all(type(value) in (str, bool, int, type(None)) for value in metadata.values()):
+        return dict(metadata)
+    plain: dict[str, Any] = json.loads(json.dumps(metadata, allow_nan=False, default=_to_json))
+    return plain
+
+
+def _to_json(value: Any) -> Any:
+    """Convert what `json` does not know: numpy, dates, UUIDs, enumerations, sets, ..."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, (set, frozenset)):
+        # Sorted, so that equal sets make equal rows.
+        return sorted(value, key=lambda item: (type(item).__name__, str(item)))
+    return to_jsonable_python(value)
+
+
+def _check_integers(text: str) -> None:
+    if _LONG_INTEGER.search(text) is None:
+        return
+
+    def check(digits: str) -> int:
+        value = int(digits)
+        if not _MIN_INTEGER <= value <= _MAX_INTEGER:
+            raise ValueError(f"the integer {digits} has more than 64 bits")
+        return value
+
+    json.loads(text, parse_int=check)
+
+
+class RowReader:
+    """Makes nodes of rows and hits.
+
+    Args:
+        layout: The collection.
+        output_fields: Fields that the caller named. The embedding column among them has the
+            nodes carry their embeddings. For rows that hold no serialized node, they are the
+            metadata; without any, every column and dynamic key is.
+        embedding_field: The vector column that `node.embedding` is read from.
+    """
+
+    def __init__(
+        self, layout: Layout, output_fields: Sequence[str] = (), embedding_field: str | None = None
+    ) -> None:
+        self._layout = layout
+        self._named = list(output_fields)
+        self._embedding_field = embedding_field or layout.embedding_field
+        self._with_embedding = self._embedding_field in self._named
+
+    @property
+    def fields(self) -> list[str]:
+        """The `output_fields` of the request.
+
+        Always named: without, the server returns ids alone and Lite everything, and `"*"`
+        returns the vectors on both.
+        """
+        layout = self._layout
+        fields = [layout.primary_key, layout.text_key]
+        if layout.holds_nodes:
+            fields += [NODE_CONTENT_FIELD, NODE_TYPE_FIELD]
+        if self._named:
+            fields += [name for name in self._named if name != self._embedding_field]
+        elif not layout.node_in_column:
+            fields += output_columns(layout)
+        if self._with_embedding:
+            fields.append(self._embedding_field)
+        return list(dict.fromkeys(fields))
+
+    def node(self, row: Mapping[str, Any]) -> BaseNode:
+        """Make the node of a row.
+
+        Raises:
+            RowError: The serialized node in the row cannot be read.
+        """
+        layout = self._layout
+        node_id = str(row[layout.primary_key])
+        text = row.get(layout.text_key)
+        content = row.get(NODE_CONTENT_FIELD)
+        if content:
+            node = _node_from_json(content, row.get(NODE_TYPE_FIELD), text, node_id)
+        else:
+            node = TextNode(text=text or "", metadata=self._metadata(row))
+        node.id_ = node_id
+        if self._with_embedding:
+            node.embedding = _floats(row.get(self._embedding_field))
+        return node
+
+    def _metadata(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        layout = self._layout
+        if self._named:
+            names = [name for name in self._named if name != self._embedding_field]
+            return {name: row.get(name) for name in names if name != layout.text_key}
+        hidden = {layout.primary_key, layout.text_key, NODE_CONTENT_FIELD, NODE_TYPE_FIELD}
+        return {
+            key: value
+            for key, value in row.items()
+            if key not in hidden and key != DYNAMIC_FIELD and key != layout.doc_id_field
+        }
+
+
+def _node_from_json(content: str, class_name: str | None, text: Any, node_id: str) -> BaseNode:
+    node_class = _NODE_CLASSES.get(class_name or "", TextNode)
+    try:
+        data = json.loads(content)
+        stored_resource = "text_resource" in data
+        resource = data.pop("text_resource", None) if issubclass(node_class, Node) else None
+        data.pop("text", None)
+        node = node_class.from_dict(data)
+        if not isinstance(node, Node):
+            node.set_content(text or "")
+        elif resource is not None:
+            node.text_resource = MediaResource(**{**resource, "text": text})
+        elif not stored_resource:
+            node.text_resource = MediaResource(text=text)
+    except Exception as error:
+        # The row is data from outside: whatever a malformed one makes the parsers raise is
+        # reported as what it is, a bad row.
+        raise RowError(
+            f"row {node_id!r}: its {NODE_CONTENT_FIELD} is no serialized node "
+            f"({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    return node
+
+
+def _floats(vector: Any) -> list[float] | None:
+    return None if vector is None else [float(value) for value in vector]

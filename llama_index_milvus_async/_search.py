@@ -1,0 +1,279 @@
+"""Queries to search requests, and hits to query results.
+
+`SearchOptions` are the keyword arguments of one call, `SearchRequest` is what a backend sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from llama_index.core.vector_stores.types import (
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
+
+from . import _filters
+from ._ranking import mmr, similarity
+from ._rows import RowReader
+from ._schema import Layout
+from .errors import ConfigurationError, QueryError
+
+#: Milvus' largest top k (https://milvus.io/docs/limitations.md#Top-K).
+MAX_TOP_K = 16_384
+#: Candidates that MMR chooses from, as a multiple of the top k; upstream's default.
+DEFAULT_MMR_PREFETCH_FACTOR = 4.0
+
+SUPPORTED_MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Keyword arguments of every read; names as in the upstream plugin where it has them.
+
+    Attributes:
+        milvus_partition_names: Partitions to read, a name or a list; all by default.
+        consistency_level: Consistency of this read alone.
+        timeout: Seconds for each RPC of this call.
+    """
+
+    milvus_partition_names: str | Sequence[str] | None = None
+    consistency_level: str | None = None
+    timeout: float | None = None
+
+    @property
+    def partition_names(self) -> list[str] | None:
+        """The partitions as pymilvus takes them."""
+        names = self.milvus_partition_names
+        return [names] if isinstance(names, str) else list(names) if names else None
+
+
+@dataclass(frozen=True)
+class SearchOptions(ReadOptions):
+    """Keyword arguments of a query.
+
+    Attributes:
+        milvus_scalar_filters: Filters on array columns, combined with the others by AND.
+        milvus_search_config: Search parameters in place of the store's `search_config`.
+        string_expr: A Milvus boolean expression, combined with the filters by AND.
+        mmr_prefetch_factor: MMR's candidates as a multiple of the top k.
+        mmr_prefetch_k: MMR's candidates as a number.
+        mmr_threshold: MMR's balance, 0 (different) to 1 (relevant).
+    """
+
+    milvus_scalar_filters: Any = None
+    milvus_search_config: Mapping[str, Any] | None = None
+    string_expr: str | None = None
+    mmr_prefetch_factor: float | None = None
+    mmr_prefetch_k: int | None = None
+    mmr_threshold: float | None = None
+
+
+def read_options(cls: type[Any], operation: str, arguments: Mapping[str, Any]) -> Any:
+    """Build the options of a call from its keyword arguments.
+
+    Raises:
+        ConfigurationError: An argument is unknown. It is refused rather than ignored: a
+            misspelt partition or filter would otherwise widen the result.
+    """
+    known = [field.name for field in fields(cls)]
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise ConfigurationError(
+            f"{operation}() got unknown keyword arguments {unknown}; it takes {sorted(known)}"
+        )
+    return cls(**arguments)
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """One search, ready to be sent.
+
+    Attributes:
+        vector: The query's vector.
+        field: The vector column.
+        metric: Its metric.
+        limit: How many hits to ask for.
+        expression: The filter, empty for none.
+        params: pymilvus' `search_params`.
+        reader: Makes nodes of the hits, and knows the fields to fetch.
+    """
+
+    vector: Sequence[float]
+    field: str
+    metric: str
+    limit: int
+    expression: str
+    params: Mapping[str, Any]
+    reader: RowReader
+
+
+def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
+    """Check what can be checked without a connection.
+
+    Raises:
+        QueryError: The mode is not supported, the embedding or the top k is missing or bad.
+    """
+    if query.mode not in SUPPORTED_MODES:
+        supported = ", ".join(mode.name for mode in SUPPORTED_MODES)
+        raise QueryError(f"mode {query.mode!s} is not supported; supported are {supported}")
+    if query.query_embedding is None or not len(query.query_embedding):
+        raise QueryError(
+            f"mode {VectorStoreQueryMode(query.mode).name} needs query_embedding, and it is missing"
+        )
+    check_top_k("similarity_top_k", query.similarity_top_k)
+    if query.mode == VectorStoreQueryMode.MMR:
+        _check_mmr(query, options)
+
+
+def check_top_k(name: str, value: Any) -> None:
+    """Check a number of hits against Milvus' limits.
+
+    Raises:
+        QueryError: It is not an integer in 1..16,384.
+    """
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise QueryError(f"{name} is {value!r}; it must be an integer")
+    if not 1 <= value <= MAX_TOP_K:
+        raise QueryError(f"{name} is {value}; Milvus takes 1 to {MAX_TOP_K}")
+
+
+def _check_mmr(query: VectorStoreQuery, options: SearchOptions) -> None:
+    if options.mmr_prefetch_factor is not None and options.mmr_prefetch_k is not None:
+        raise QueryError("mmr_prefetch_factor and mmr_prefetch_k exclude each other; pass one")
+    if options.mmr_prefetch_factor is not None and not options.mmr_prefetch_factor >= 1:
+        raise QueryError(f"mmr_prefetch_factor is {options.mmr_prefetch_factor}; at least 1")
+    if options.mmr_prefetch_k is not None:
+        check_top_k("mmr_prefetch_k", options.mmr_prefetch_k)
+    threshold = _mmr_threshold(query, options)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise QueryError(f"mmr_threshold is {threshold}; it must be in 0..1")
+
+
+def _mmr_threshold(query: VectorStoreQuery, options: SearchOptions) -> float | None:
+    return query.mmr_threshold if options.mmr_threshold is None else options.mmr_threshold
+
+
+def build_request(
+    query: VectorStoreQuery,
+    options: SearchOptions,
+    layout: Layout,
+    *,
+    metric: str,
+    index_type: str,
+    output_fields: Sequence[str],
+    search_config: Mapping[str, Any],
+) -> SearchRequest:
+    """Build the search of a query that `check_query` has passed.
+
+    Args:
+        query: The query.
+        options: The keyword arguments of the call.
+        layout: The collection.
+        metric: The metric of the vector column's index.
+        index_type: The type of that index.
+        output_fields: The store's output fields, used where the query names none.
+        search_config: The store's search parameters, used where the call names none.
+
+    Raises:
+        CollectionError: The embedding field is no dense vector column.
+        FilterError: A filter cannot be expressed.
+        QueryError: The embedding has another dimension or values that are no numbers.
+    """
+    field = query.embedding_field or layout.embedding_field
+    column = layout.vector_column(field)
+    vector = np.asarray(query.query_embedding, dtype=np.float32)
+    if vector.shape != (column.dim,):
+        raise QueryError(
+            f"query_embedding has shape {vector.shape}, the field {field!r} has dimension "
+            f"{column.dim}; the query must be embedded by the model of the documents"
+        )
+    if not np.isfinite(vector).all():
+        raise QueryError("query_embedding has a value that is no finite 32-bit number")
+    limit = int(query.similarity_top_k)
+    named = list(output_fields if query.output_fields is None else query.output_fields)
+    if query.mode == VectorStoreQueryMode.MMR:
+        limit = _mmr_candidates(limit, options)
+    config = search_config if options.milvus_search_config is None else options.milvus_search_config
+    expression = _filters.build_expression(
+        layout.filter_columns,
+        filters=query.filters,
+        node_ids=query.node_ids,
+        doc_ids=query.doc_ids,
+        scalar_filters=options.milvus_scalar_filters,
+        string_expr=options.string_expr,
+    )
+    return SearchRequest(
+        vector=vector.tolist(),
+        field=field,
+        metric=metric,
+        limit=limit,
+        expression=expression,
+        params=_search_params(config, index_type, limit, layout),
+        reader=RowReader(layout, named, field),
+    )
+
+
+def _mmr_candidates(top_k: int, options: SearchOptions) -> int:
+    if options.mmr_prefetch_k is not None:
+        return max(top_k, int(options.mmr_prefetch_k))
+    factor = options.mmr_prefetch_factor
+    return min(
+        MAX_TOP_K, int(top_k * (DEFAULT_MMR_PREFETCH_FACTOR if factor is None else factor))
+    )
+
+
+def _search_params(
+    config: Mapping[str, Any], index_type: str, limit: int, layout: Layout
+) -> dict[str, Any]:
+    """Turn a search config, flat or with nested `params`, into pymilvus' form.
+
+    The server reads the parameters of an index type only from the nested dictionary.
+    """
+    top_level = {"metric_type", "ignore_growing", "hints", "round_decimal"}
+    outer = {key: value for key, value in config.items() if key in top_level}
+    params = {key: value for key, value in config.items() if key not in {*top_level, "params"}}
+    params.update(config.get("params") or {})
+    if layout.dialect.is_lite and index_type.upper().startswith("HNSW"):
+        # Lite answers with fewer than `limit` hits where `ef` is less; a server never does.
+        params["ef"] = max(limit, int(params.get("ef", limit)))
+    return {**outer, "params": params}
+
+
+def build_result(
+    query: VectorStoreQuery,
+    options: SearchOptions,
+    request: SearchRequest,
+    hits: Sequence[Mapping[str, Any]],
+    embeddings: Sequence[Any] | None,
+) -> VectorStoreQueryResult:
+    """Make the result of a query.
+
+    Args:
+        query: The query.
+        options: The keyword arguments of the call.
+        request: The search that was sent.
+        hits: Its hits, best first, each a flat row with its `distance`.
+        embeddings: The vectors of the hits, for MMR.
+    """
+    scores = [similarity(request.metric, hit["distance"]) for hit in hits]
+    if query.mode == VectorStoreQueryMode.MMR and embeddings:
+        chosen, scores = mmr(
+            np.asarray(request.vector),
+            np.asarray(embeddings),
+            query.similarity_top_k,
+            _mmr_threshold(query, options),
+        )
+        hits = [hits[position] for position in chosen]
+    nodes = [request.reader.node(hit["row"]) for hit in hits]
+    return VectorStoreQueryResult(
+        nodes=nodes, similarities=scores, ids=[node.node_id for node in nodes]
+    )
+
+
+def empty_result() -> VectorStoreQueryResult:
+    """The result of a query that nothing can match."""
+    return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])

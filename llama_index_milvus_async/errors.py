@@ -1,0 +1,172 @@
+"""The exceptions of this package.
+
+All of them are [`MilvusVectorStoreError`][llama_index_milvus_async.errors.MilvusVectorStoreError];
+each is also the built-in (or pymilvus) exception that callers already catch in its place::
+
+    MilvusVectorStoreError
+    ├── ConfigurationError (ValueError)          an argument of the constructor or of a call
+    ├── NodeError (ValueError)                   nodes that cannot be stored; nothing was written
+    ├── FilterError (ValueError)                 a filter that Milvus cannot express
+    ├── QueryError (ValueError)                  a query that cannot be asked
+    ├── CollectionError                          the collection does not fit the store
+    ├── RowError (ValueError)                    a stored row that cannot become a node
+    ├── StoreClosedError (RuntimeError)          the store was closed
+    ├── LiteNotInstalledError (ImportError)      a `.db` URI without Milvus Lite
+    └── ServerError (MilvusException)            Milvus refused, failed or did not answer
+        ├── UnreachableError (ConnectionError)   no connection could be made
+        │   └── LiteFileError                    the `.db` file cannot be opened
+        ├── AuthenticationError                  token or password refused
+        ├── RequestTimeoutError (TimeoutError)   no answer within `timeout`
+        └── PartialWriteError                    some batches of one call were written
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pymilvus.exceptions import MilvusException
+
+__all__ = [
+    "AuthenticationError",
+    "CollectionError",
+    "ConfigurationError",
+    "FilterError",
+    "LiteFileError",
+    "LiteNotInstalledError",
+    "MilvusVectorStoreError",
+    "NodeError",
+    "PartialWriteError",
+    "QueryError",
+    "RequestTimeoutError",
+    "RowError",
+    "ServerError",
+    "StoreClosedError",
+    "UnreachableError",
+]
+
+
+class MilvusVectorStoreError(Exception):
+    """Base of every exception that this package raises."""
+
+
+class ConfigurationError(MilvusVectorStoreError, ValueError):
+    """An argument is not allowed; the message says what is."""
+
+
+class NodeError(MilvusVectorStoreError, ValueError):
+    """Nodes cannot be stored; raised before anything is written.
+
+    Attributes:
+        problems: One `(node id, what is wrong with it)` pair for each problem found, over all
+            nodes of the call.
+    """
+
+    _SHOWN = 10
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        self.problems = list(problems)
+        shown = [f"node {node_id!r}: {problem}" for node_id, problem in self.problems[: self._SHOWN]]
+        if len(self.problems) > self._SHOWN:
+            shown.append(f"and {len(self.problems) - self._SHOWN} more (see .problems)")
+        super().__init__("Nothing was written. " + "; ".join(shown))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
+
+
+class FilterError(MilvusVectorStoreError, ValueError):
+    """A filter cannot be expressed in Milvus; it is never dropped or approximated."""
+
+
+class QueryError(MilvusVectorStoreError, ValueError):
+    """A query lacks what its mode needs, or asks for what is not supported."""
+
+
+class CollectionError(MilvusVectorStoreError):
+    """The collection in Milvus does not fit the arguments of the store."""
+
+
+class RowError(MilvusVectorStoreError, ValueError):
+    """A row read from Milvus cannot be made a node."""
+
+
+class StoreClosedError(MilvusVectorStoreError, RuntimeError):
+    """The store was used after `close()` or `aclose()`."""
+
+
+class LiteNotInstalledError(MilvusVectorStoreError, ImportError):
+    """The URI names a local file, and Milvus Lite is not installed."""
+
+
+class ServerError(MilvusVectorStoreError, MilvusException):  # type: ignore[misc]
+    """Milvus refused or failed a request.
+
+    Attributes:
+        operation: The request that failed, e.g. `"insert"`.
+        code: Milvus' own error code, 0 where there is none.
+    """
+
+    def __init__(self, operation: str, message: str, code: int = 0) -> None:
+        MilvusException.__init__(self, code=code, message=message)
+        self.operation = operation
+
+    def __str__(self) -> str:
+        code = f" (code {self.code})" if self.code else ""
+        return f"{self.operation} failed{code}: {self.message}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.operation, self.message, self.code)
+
+
+class UnreachableError(ServerError, ConnectionError):
+    """No connection to Milvus could be made, or it was lost."""
+
+
+class LiteFileError(UnreachableError):
+    """The file of Milvus Lite cannot be opened, for one because another process has it open."""
+
+
+class AuthenticationError(ServerError):
+    """Milvus did not accept the token, or the user may not do this."""
+
+
+class RequestTimeoutError(ServerError, TimeoutError):
+    """Milvus did not answer within `timeout` seconds."""
+
+
+class PartialWriteError(ServerError):
+    """A batch of one call failed after others had been written.
+
+    Attributes:
+        written: Ids of the nodes whose batch Milvus acknowledged.
+        not_written: Ids of the nodes whose batch failed or was not sent. After a time-out or a
+            lost connection Milvus may still have written the batch that was under way.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        message: str,
+        code: int = 0,
+        written: Sequence[str] = (),
+        not_written: Sequence[str] = (),
+    ) -> None:
+        super().__init__(operation, message, code)
+        self.written = list(written)
+        self.not_written = list(not_written)
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__()} — {len(self.written)} nodes of this call were written, "
+            f"{len(self.not_written)} were not (ids in .written and .not_written)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (
+            self.operation,
+            self.message,
+            self.code,
+            self.written,
+            self.not_written,
+        )
