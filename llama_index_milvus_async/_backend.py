@@ -83,11 +83,6 @@ class Address:
         _, _, token_password = self.token.partition(":")
         return tuple(filter(None, (self.token, token_password, self.password)))
 
-    @property
-    def database(self) -> tuple[str, str]:
-        """What tells one database from another."""
-        return self.uri, str(self.options.get("db_name", ""))
-
     def client_arguments(self, timeout: float | None) -> dict[str, Any]:
         """Arguments of both pymilvus clients.
 
@@ -393,7 +388,7 @@ class SyncBackend(Backend):
         return [convert(item) for item in items]
 
 
-class LoopClient(AsyncMilvusClient):
+class LoopClient(AsyncMilvusClient):  # type: ignore[misc] # pymilvus has no types
     """The `AsyncMilvusClient` of one event loop, safe to be called by many tasks at once.
 
     Concurrent first calls on pymilvus' own client open a channel each and leak all but one.
@@ -627,15 +622,19 @@ class Connections:
 
     def note_delete(self, collection_name: str) -> None:
         """Remember that this process has just deleted from a collection."""
-        _deleted_at[(*self.address.database, collection_name)] = time.monotonic()
+        _deleted_at[self._key(collection_name)] = time.monotonic()
 
     def read_level(self, collection_name: str, level: str) -> str:
         """The consistency level that a read has to ask for, to mean `level`."""
         if level != "Session":
             return level
-        deleted_at = _deleted_at.get((*self.address.database, collection_name))
+        deleted_at = _deleted_at.get(self._key(collection_name))
         recent = deleted_at is not None and time.monotonic() - deleted_at < DELETE_SETTLES_AFTER
         return "Strong" if recent else level
+
+    def _key(self, collection_name: str) -> tuple[str, str, str]:
+        database = str(self.address.options.get("db_name", ""))
+        return self.address.uri, database, collection_name
 
     def close(self) -> None:
         """Close every client. Those of loops in other threads are closed by their loops."""
@@ -749,4 +748,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
-

@@ -378,9 +378,7 @@ class Core:
             if len(page) < ROWS_PER_PAGE:
                 return rows
             last = max(row[layout.primary_key] for row in page)
-            page_expression = _filters.next_page_expression(
-                layout.filter_columns, expression, last
-            )
+            page_expression = _filters.next_page_expression(layout.filter_columns, expression, last)
 
     async def query(
         self, query: VectorStoreQuery, options: SearchOptions
@@ -462,5 +460,3 @@ def _check_ids(node_ids: Sequence[str] | None) -> None:
 def _check_id(argument: str, value: object) -> None:
     if not isinstance(value, str):
         raise QueryError(f"{argument} has {value!r}, a {type(value).__name__}; ids are texts")
-
-

@@ -426,12 +426,10 @@ def _all(parts: Iterable[Expr]) -> Expr:
 
 
 def _joined(word: str, parts: Iterable[Expr], *, neutral: bool) -> Expr:
-    texts: list[str] = []
-    for part in parts:
-        if isinstance(part, str):
-            texts.append(part)
-        elif part is not neutral:
-            return part
+    every = list(parts)  # before any is dropped, so that each one is checked
+    if (not neutral) in every:
+        return not neutral
+    texts = [part for part in every if isinstance(part, str)]
     if len(texts) > 1:
         return f"({word.join(texts)})"
     return texts[0] if texts else neutral
@@ -592,19 +590,19 @@ class _Json(_Target):
     than one, brings the boolean along.
     """
 
-    def __init__(self, text: str, dialect: Dialect, *, bare: bool, nested: bool) -> None:
+    def __init__(self, text: str, dialect: Dialect, key: str) -> None:
         """Remember the target.
 
         Args:
             text: The value, as it is written in an expression.
             dialect: The engine's language.
-            bare: Whether `text` begins with a name rather than with `$meta`.
-            nested: Whether `text` has a path.
+            key: The last key that leads to it.
         """
         self.text = text
         self.dialect = dialect
-        self.bare = bare
-        self.nested = nested
+        self.bare = not text.startswith("$meta")
+        self.nested = text.endswith("]")
+        self.dotted = _is_path(key)
 
     # True for values of one kind, not true for all others. `number` needs only one comparison,
     # since JSON has no infinities. A list is compared by `!=` with lists only.
@@ -672,7 +670,9 @@ class _Json(_Target):
             in_text = False if positive else self.kinds["text"]
         else:
             in_text = join(_substring(self.dialect, self.text, each) for each in texts)
-        return self.decide({"list": self._elements(values, every), "text": in_text}, positive)
+        return self.decide(
+            {"list": self._elements(values, every, positive), "text": in_text}, positive
+        )
 
     def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
         test = _substring_insensitive if insensitive else _substring
@@ -682,7 +682,7 @@ class _Json(_Target):
         return _not(self.filled) if positive else self.filled
 
     def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        return self.decide({"list": self._elements(values, every)}, positive)
+        return self.decide({"list": self._elements(values, every, positive)}, positive)
 
     def has_length(self, length: int, positive: bool) -> Expr:
         return self.decide({"list": self._length(length)}, positive)
@@ -700,7 +700,7 @@ class _Json(_Target):
     def _booleans(self, accepts: Callable[[bool], bool]) -> Expr:
         return _any(f"{self.text} == {literal(each)}" for each in (True, False) if accepts(each))
 
-    def _elements(self, values: Sequence[Scalar], every: bool) -> Expr:
+    def _elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
         """Test a list for elements.
 
         The types go apart: lists of several types are an error. `json_contains(k, 1)` does not
@@ -761,6 +761,13 @@ class _JsonInLite(_Json):
     mapping in any row under the key makes the whole query fail ("unhashable type: 'list'").
     """
 
+    @property
+    def kinds(self) -> dict[str, Expr]:
+        # As in Python, `"x" * 0` is "" and `[1] * 0` is [], which equal no number.
+        number = f"{self.text} * 0 == 0"
+        text = f'{self.text} like "%"'
+        return {"number": number, "text": text, "list": _all([_not(number), _not(text)])}
+
     def present(self, positive: bool) -> Expr:
         return self.exists if positive else _not(self.exists)
 
@@ -772,9 +779,8 @@ class _JsonInLite(_Json):
         test = super().ordered(symbol, value, positive)
         if positive:
             return test
-        # As in Python, `"x" * 0` is "" and `[1] * 0` is [], which equal no number.
-        comparable = f"{self.text} * 0 == 0"
-        return _any([test, _not(self.kinds["text"] if isinstance(value, str) else comparable)])
+        comparable = self.kinds["text" if isinstance(value, str) else "number"]
+        return _any([test, _not(comparable)])
 
     def empty(self, positive: bool) -> Expr:
         zero = f"{self.text} * 0"
@@ -789,7 +795,10 @@ class _JsonInLite(_Json):
     def _booleans(self, accepts: Callable[[bool], bool]) -> Expr:
         return False
 
-    def _elements(self, values: Sequence[Scalar], every: bool) -> Expr:
+    def _elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
+        if not self.bare and self.dotted:
+            # Undecidable; but it is the path that is meant by a key with dots and lists.
+            return False if positive else self.kinds["list"]
         if not self.bare:
             raise FilterError(
                 f"{self.dialect} looks into lists only under keys that are plain names (letters, "
@@ -1063,10 +1072,12 @@ def _column_target(columns: Columns, name: str) -> _Column:
 
 def _json_target(columns: Columns, key: str, column: str | None = None) -> _Target:
     whole = _json(columns, [key], column)
-    path = key.split(".")
-    if len(path) == 1 or not all(path):  # the engines refuse empty steps
-        return whole
-    return _DottedKey(whole, _json(columns, path, column))
+    return _DottedKey(whole, _json(columns, key.split("."), column)) if _is_path(key) else whole
+
+
+def _is_path(key: str) -> bool:
+    """Whether a key can be read as steps into nested metadata; the engines refuse empty steps."""
+    return "." in key and all(key.split("."))
 
 
 def _json(columns: Columns, path: Sequence[str], column: str | None) -> _Json:
@@ -1084,7 +1095,7 @@ def _json(columns: Columns, path: Sequence[str], column: str | None) -> _Json:
     kind: type[_Json] = _Json if columns.dialect.is_two_valued else _JsonOfThreeValues
     if columns.dialect.is_lite:
         kind = _JsonInLite
-    return kind(text, columns.dialect, bare=head != "$meta", nested=bool(steps))
+    return kind(text, columns.dialect, path[-1])
 
 
 # Operators

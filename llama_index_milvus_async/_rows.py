@@ -113,7 +113,7 @@ class RowPacker:
         layout = self._layout
         primary_key = self._primary_key(node.node_id, report)
         embedding = self._embedding(node, report)
-        text = _text_of(node)
+        text = node.get_content(metadata_mode=MetadataMode.NONE)
         text_bytes = _check_text("text", text, layout.max_bytes(layout.text_key), report)
         doc_id = node.ref_doc_id or NO_DOC_ID
         values: dict[str, Any] = {}
@@ -171,7 +171,9 @@ class RowPacker:
             return None
         if isinstance(embedding, np.ndarray):
             if embedding.ndim != 1 or embedding.dtype.kind not in "fiu":
-                report(f"its embedding is an array of {embedding.dtype} and shape {embedding.shape}")
+                report(
+                    f"its embedding is an array of {embedding.dtype} and shape {embedding.shape}"
+                )
                 return None
             # pymilvus refuses float16 and keeps float64 as it is: one type for all.
             embedding = embedding.astype(np.float32, copy=False)
@@ -249,10 +251,6 @@ class RowPacker:
                 report(f"metadata key {name!r} of column type {column.type.name} {problem}")
 
 
-def _text_of(node: BaseNode) -> str:
-    return node.get_content(metadata_mode=MetadataMode.NONE)
-
-
 def _check_text(what: str, text: str, limit: int, report: Callable[[str], None]) -> int:
     """Report a text over `limit` bytes or without UTF-8; return its bytes."""
     try:
@@ -281,7 +279,8 @@ def _is_finite(embedding: Sequence[float]) -> bool:
 
 
 def _fits(value: int, bits: int) -> bool:
-    return -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+    limit: int = 2 ** (bits - 1)
+    return -limit <= value < limit
 
 
 def _scalar_problem(column: Column, value: Any) -> str | None:

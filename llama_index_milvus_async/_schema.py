@@ -127,7 +127,7 @@ class Layout:
     @property
     def integer_ids(self) -> bool:
         """Whether the primary key is an INT64."""
-        return self.columns[self.primary_key].type == DataType.INT64
+        return self.columns[self.primary_key].type is DataType.INT64
 
     @property
     def holds_nodes(self) -> bool:
@@ -359,9 +359,7 @@ def check_metric(index: Mapping[str, Any], settings: CollectionSettings) -> None
         )
 
 
-def differing_properties(
-    asked: Mapping[str, Any], described: Mapping[str, Any]
-) -> dict[str, Any]:
+def differing_properties(asked: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of `asked` that the collection does not have yet.
 
     Milvus stores every property as text, `True` as `"true"` or `"True"`.

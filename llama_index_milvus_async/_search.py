@@ -221,9 +221,7 @@ def _mmr_candidates(top_k: int, options: SearchOptions) -> int:
     if options.mmr_prefetch_k is not None:
         return max(top_k, int(options.mmr_prefetch_k))
     factor = options.mmr_prefetch_factor
-    return min(
-        MAX_TOP_K, int(top_k * (DEFAULT_MMR_PREFETCH_FACTOR if factor is None else factor))
-    )
+    return min(MAX_TOP_K, int(top_k * (DEFAULT_MMR_PREFETCH_FACTOR if factor is None else factor)))
 
 
 def _search_params(

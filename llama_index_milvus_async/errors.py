@@ -66,7 +66,9 @@ class NodeError(MilvusVectorStoreError, ValueError):
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
         self.problems = list(problems)
-        shown = [f"node {node_id!r}: {problem}" for node_id, problem in self.problems[: self._SHOWN]]
+        shown = [
+            f"node {node_id!r}: {problem}" for node_id, problem in self.problems[: self._SHOWN]
+        ]
         if len(self.problems) > self._SHOWN:
             shown.append(f"and {len(self.problems) - self._SHOWN} more (see .problems)")
         super().__init__("Nothing was written. " + "; ".join(shown))

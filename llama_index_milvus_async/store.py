@@ -740,7 +740,7 @@ def check_consistency_level(level: Any) -> str:
     Raises:
         ConfigurationError: There is no such level.
     """
-    return _one_of("consistency_level", level, dict.fromkeys(CONSISTENCY_LEVELS))
+    return str(_one_of("consistency_level", level, CONSISTENCY_LEVELS))
 
 
 def _one_of(argument: str, value: Any, allowed: Any) -> Any:
@@ -756,13 +756,11 @@ def _one_of(argument: str, value: Any, allowed: Any) -> Any:
 def _check_ranker(ranker: Any, params: Any) -> dict[str, Any]:
     if ranker not in RANKERS:
         raise ConfigurationError(f"hybrid_ranker is {ranker!r}; it must be one of {list(RANKERS)}")
-    params = dict(params or {})
+    params: dict[str, Any] = dict(params or {})
     key = {"RRFRanker": "k", "WeightedRanker": "weights"}[ranker]
     unknown = sorted(set(params) - {key})
     if unknown:
-        raise ConfigurationError(
-            f"hybrid_ranker_params has {unknown}; {ranker} takes only {key!r}"
-        )
+        raise ConfigurationError(f"hybrid_ranker_params has {unknown}; {ranker} takes only {key!r}")
     if key == "k" and key in params:
         k = params[key]
         if not isinstance(k, (int, float)) or isinstance(k, bool) or not 0 < k < 16_384:
