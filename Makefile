@@ -1,0 +1,69 @@
+# Everything a person or the CI script runs. `make help` lists it.
+#
+#   PYTHON=python3.12      the interpreter that makes the virtual environments
+#   PYTEST_ARGS="-k add"   passed to pytest
+#   PIP_ARGS, DEMO_ARGS    passed to pip install and to the demo
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+PIP_ARGS ?=
+DEMO_ARGS ?=
+
+# Relative paths and `python -m ...` only: both survive a checkout in a path with spaces.
+VENV := .venv
+VENV26 := .venv-pymilvus26
+INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-pymilvus30 test-pymilvus26 lint types format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.installed-demo ## install the demo's requirements and run it
+	$(VENV)/bin/python examples/async_rag.py $(DEMO_ARGS)
+
+test: lint types test-pymilvus30 test-pymilvus26 ## lint, types, and the tests with both lines of pymilvus
+
+test-pymilvus30: $(VENV)/.installed-dev ## the tests with pymilvus 3.0
+	@echo "==== tests with pymilvus 3.0 ($(VENV)) ===="
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-pymilvus26: $(VENV26)/.installed ## the tests with pymilvus 2.6
+	@echo "==== tests with pymilvus 2.6 ($(VENV26)) ===="
+	$(VENV26)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## ruff: rules and formatting
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+types: $(VENV)/.installed-dev ## mypy, strict
+	$(VENV)/bin/python -m mypy
+
+format: $(VENV)/.installed-dev ## apply ruff's formatting and its safe fixes
+	$(VENV)/bin/python -m ruff check --fix .
+	$(VENV)/bin/python -m ruff format .
+
+clean: ## remove the environments and everything generated
+	rm -rf $(VENV) $(VENV26) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp file says what an environment holds, so that a second call installs nothing.
+# The demo and the tests with pymilvus 3.0 share one environment: the tests run the demo too.
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python $(INSTALL) -e '.[demo]'
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python $(INSTALL) -e '.[demo,dev]' 'pymilvus>=3.0,<3.1'
+	touch $@ $(VENV)/.installed-demo
+
+$(VENV26)/.installed: pyproject.toml constraints.txt | $(VENV26)/bin/python
+	$(VENV26)/bin/python $(INSTALL) -e '.[lite,test]' 'pymilvus>=2.6,<2.7'
+	touch $@
+
+%/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed: make PYTHON=python3.x ..."; exit 1; }
+	$(PYTHON) -m venv $*

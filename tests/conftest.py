@@ -1,0 +1,8 @@
+"""Registers the fixtures, which live by topic in ``tests/fixtures``."""
+
+pytest_plugins = (
+    "tests.fixtures.engines",
+    "tests.fixtures.stores",
+    "tests.fixtures.loops",
+    "tests.fixtures.report",
+)
