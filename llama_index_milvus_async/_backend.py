@@ -594,12 +594,12 @@ class Connections:
 
     def sync(self) -> SyncBackend:
         """The backend for blocking calls."""
-        self._check_open()
+        self.check_open()
         return SyncBackend(self)
 
     def of_running_loop(self) -> AsyncBackend:
         """The backend of the running event loop."""
-        self._check_open()
+        self.check_open()
         loop = asyncio.get_running_loop()
         backend = self._loops.get(loop)
         if backend is None:
@@ -610,9 +610,10 @@ class Connections:
 
     def sync_client(self) -> MilvusClient:
         """The connected blocking client; connects in the calling thread."""
-        self._check_open()
+        self.check_open()
         if self._sync_client is None:
             with self._connecting:
+                self.check_open()  # it may have been closed while this thread waited
                 if self._sync_client is None:
                     check_lite_installed(self.address)
                     with translated("connect", self.address):
@@ -665,7 +666,12 @@ class Connections:
         if client is not None:
             client.close()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Refuse to go on once closed.
+
+        Raises:
+            StoreClosedError: The store was closed.
+        """
         if self.closed:
             raise StoreClosedError("the store is closed; build a new one to go on")
 

@@ -6,7 +6,7 @@ Nothing here knows whether it runs on an event loop or in a blocking call.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,15 +107,20 @@ class GetOptions(ReadOptions):
     output_fields: Sequence[str] | None = None
 
 
-async def make_ready(
-    backend: Backend, settings: CollectionSettings, take_overwrite: Callable[[], bool]
-) -> Ready:
+@dataclass
+class Overwrite:
+    """Whether the collection has still to be dropped, which happens once in a store's life."""
+
+    pending: bool
+
+
+async def make_ready(backend: Backend, settings: CollectionSettings, overwrite: Overwrite) -> Ready:
     """Find or create the collection, its index and its properties, and load it.
 
     Args:
         backend: Where to send requests.
         settings: What the collection has to be.
-        take_overwrite: Whether to drop the collection first; asked once.
+        overwrite: Whether to drop the collection first; settled when that is done.
 
     Raises:
         CollectionError: The existing collection does not fit.
@@ -124,7 +129,7 @@ async def make_ready(
     name = settings.collection_name
     dialect = Dialect.parse(await backend.server_version())
     description = await backend.describe_collection(name)
-    if description is not None and take_overwrite():
+    if description is not None and overwrite.pending:
         if description["collection_name"] != name:
             raise ConfigurationError(
                 f"overwrite=True: {name!r} is an alias of {description['collection_name']!r}; "
@@ -133,6 +138,8 @@ async def make_ready(
         new_schema(settings)  # Raises before the drop what would fail after it.
         await backend.drop_collection(name)
         description = None
+    # Not earlier: after a failure the next attempt has to refuse, or to drop, again.
+    overwrite.pending = False
     if description is None:
         schema = new_schema(settings)
         await backend.create_collection(name, schema, settings.consistency_level)
@@ -385,8 +392,7 @@ class Core:
     ) -> VectorStoreQueryResult:
         """Answer a query."""
         check_query(query, options)
-        # As in LlamaIndex' own store, an empty list of ids permits nothing.
-        if any(ids is not None and not ids for ids in (query.node_ids, query.doc_ids)):
+        if query.doc_ids is not None and not query.doc_ids:
             return empty_result()
         ready = await self.ready()
         layout = ready.layout

@@ -313,6 +313,12 @@ def doc_ids_expression(columns: Columns, doc_ids: Sequence[str]) -> str:
     return _rendered(columns, _target(columns, columns.doc_id).one_of(values, True))
 
 
+def everything_expression(columns: Columns) -> str:
+    """Match every row, where Milvus does not take an empty expression."""
+    lowest = str(-(2**63)) if columns.primary_key_is_integer else '""'
+    return f"{_column_name(columns.primary_key)} >= {lowest}"
+
+
 def next_page_expression(columns: Columns, expression: str, last_id: str | int) -> str:
     """Restrict an expression to the primary keys after `last_id`, the last one of a page."""
     after = f"{_column_name(columns.primary_key)} > {_id_literal(columns, last_id)}"

@@ -14,6 +14,9 @@ import numpy.typing as npt
 #: MMR's balance where neither the query nor the call names one, as in LlamaIndex.
 DEFAULT_MMR_THRESHOLD = 0.5
 
+# Equal vectors get scores that differ in the last digits, by their rows' places in a matrix product.
+_EQUAL = 1e-12
+
 
 def similarity(metric: str, distance: float) -> float:
     """Turn what Milvus calls a distance into a similarity, which rises with relevance.
@@ -57,7 +60,8 @@ def mmr(
     chosen: list[int] = []
     chosen_scores: list[float] = []
     while len(chosen) < min(top_k, len(vectors)):
-        best = int(np.argmax(np.where(available, scores, -np.inf)))
+        open_scores = np.where(available, scores, -np.inf)
+        best = int(np.argmax(open_scores >= open_scores.max() - _EQUAL))
         chosen.append(best)
         chosen_scores.append(float(scores[best]))
         available[best] = False

@@ -201,7 +201,9 @@ def build_request(
     expression = _filters.build_expression(
         layout.filter_columns,
         filters=query.filters,
-        node_ids=query.node_ids,
+        # VectorStoreIndex.as_retriever() says "every node" with an empty list, where the store
+        # keeps the nodes itself.
+        node_ids=query.node_ids or None,
         doc_ids=query.doc_ids,
         scalar_filters=options.milvus_scalar_filters,
         string_expr=options.string_expr,

@@ -10,7 +10,7 @@ each is also the built-in (or pymilvus) exception that callers already catch in 
     ├── QueryError (ValueError)                  a query that cannot be asked
     ├── CollectionError                          the collection does not fit the store
     ├── RowError (ValueError)                    a stored row that cannot become a node
-    ├── StoreClosedError (RuntimeError)          the store was closed
+    ├── StoreClosedError                         the store was closed
     ├── LiteNotInstalledError (ImportError)      a `.db` URI without Milvus Lite
     └── ServerError (MilvusException)            Milvus refused, failed or did not answer
         ├── UnreachableError (ConnectionError)   no connection could be made
@@ -93,8 +93,12 @@ class RowError(MilvusVectorStoreError, ValueError):
     """A row read from Milvus cannot be made a node."""
 
 
-class StoreClosedError(MilvusVectorStoreError, RuntimeError):
-    """The store was used after `close()` or `aclose()`."""
+class StoreClosedError(MilvusVectorStoreError):
+    """The store was used after `close()` or `aclose()`.
+
+    No `RuntimeError`: LlamaIndex' `asyncio_run` takes every one for nested event loops, and
+    tells the user to apply `nest_asyncio`.
+    """
 
 
 class LiteNotInstalledError(MilvusVectorStoreError, ImportError):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import math
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import Enum
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
@@ -25,7 +28,7 @@ from llama_index.core.vector_stores.utils import (
 from pymilvus import AsyncMilvusClient, DataType, MilvusClient
 
 from ._backend import Address, Backend, Connections, Once, run_sync
-from ._core import Core, DeleteOptions, GetOptions, Ready, WriteOptions, make_ready
+from ._core import Core, DeleteOptions, GetOptions, Overwrite, Ready, WriteOptions, make_ready
 from ._schema import (
     MAX_DIMENSION,
     NODE_CONTENT_FIELD,
@@ -34,7 +37,7 @@ from ._schema import (
     CollectionSettings,
 )
 from ._search import SearchOptions, read_options
-from .errors import ConfigurationError, StoreClosedError
+from .errors import ConfigurationError
 
 T = TypeVar("T")
 
@@ -192,7 +195,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
 
     _connections: Connections = PrivateAttr()
     _ready: Once[Ready] = PrivateAttr()
-    _overwrite_pending: bool = PrivateAttr(default=False)
+    _overwrite: Overwrite = PrivateAttr()
 
     def __init__(
         self,
@@ -231,7 +234,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
     ) -> None:
         client_options = {**kwargs.pop("client_options", {}), **kwargs}
         client_options = {k: v for k, v in client_options.items() if k not in _INHERITED}
-        password = client_options.pop("password", "")
+        password = client_options.pop("password", None) or ""
         uri, uri_token = _split_credentials(_check_uri(uri))
         arguments = {
             "uri": uri,
@@ -258,7 +261,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
             "search_config": search_config or {},
             "similarity_metric": _check_metric(similarity_metric),
             "consistency_level": check_consistency_level(consistency_level),
-            "output_fields": list(output_fields or []),
+            "output_fields": _check_output_fields(output_fields),
             "hybrid_ranker": hybrid_ranker,
             "hybrid_ranker_params": _check_ranker(hybrid_ranker, hybrid_ranker_params),
             "use_async_client": use_async_client,
@@ -268,8 +271,12 @@ class MilvusVectorStore(BasePydanticVectorStore):
             "client_options": client_options,
         }
         _check_distinct(arguments)
-        super().__init__(**arguments)
-        self._overwrite_pending = overwrite
+        try:
+            super().__init__(**arguments)
+        except ValidationError as error:
+            # Not chained: pydantic's text shows the values, and one may be a password.
+            raise ConfigurationError(_validation_message(error)) from None
+        self._overwrite = Overwrite(pending=self.overwrite)
         self._connect_lazily()
 
     def _connect_lazily(self) -> None:
@@ -277,7 +284,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
         self._connections = Connections(address, self.timeout, self.max_in_flight)
         self._ready = self._connections.once(
             lambda: run_sync(
-                make_ready(self._connections.sync(), self._settings(), self._take_overwrite)
+                make_ready(self._connections.sync(), self._settings(), self._overwrite)
             )
         )
 
@@ -298,10 +305,6 @@ class MilvusVectorStore(BasePydanticVectorStore):
             properties=self.collection_properties or {},
             consistency_level=self.consistency_level,
         )
-
-    def _take_overwrite(self) -> bool:
-        pending, self._overwrite_pending = self._overwrite_pending, False
-        return pending
 
     # -- copies ------------------------------------------------------------------------------
 
@@ -334,7 +337,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
         return type(self)(**self._arguments())
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> MilvusVectorStore:
-        return self.__copy__()
+        return type(self)(**copy.deepcopy(self._arguments(), memo))
 
     def model_copy(
         self, *, update: Mapping[str, Any] | None = None, deep: bool = False
@@ -365,8 +368,6 @@ class MilvusVectorStore(BasePydanticVectorStore):
         try:
             backend = self._connections.of_running_loop()
         except RuntimeError as error:
-            if isinstance(error, StoreClosedError):
-                raise
             raise ConfigurationError(
                 "aclient belongs to an event loop, and none is running here; use it inside a "
                 "coroutine, or `client` outside"
@@ -375,11 +376,13 @@ class MilvusVectorStore(BasePydanticVectorStore):
 
     def connect(self) -> MilvusVectorStore:
         """Make the store ready now rather than at the first operation. Blocks."""
+        self._connections.check_open()
         self._ready.get()
         return self
 
     async def aconnect(self) -> MilvusVectorStore:
         """Make the store ready and connect on the running loop, without blocking it."""
+        self._connections.check_open()
         await self._ready.aget()
         if self.use_async_client:
             await self._connections.of_running_loop().connect()
@@ -630,19 +633,36 @@ def _check_uri(uri: Any) -> str:
             'uri is empty; pass a server\'s address such as "http://localhost:19530", or a path '
             'that ends in ".db"'
         )
-    if "://" not in text and not text.startswith("unix:") and not text.endswith(".db"):
+    is_file = text.endswith(".db")
+    # pymilvus would take "http://host/x.db" for a file.
+    if is_file if "://" in text else not is_file and not text.startswith("unix:"):
         raise ConfigurationError(
-            f"uri is {text!r}; it must be a server's address such as "
+            f"uri is {_without_credentials(text)!r}; it must be a server's address such as "
             '"http://localhost:19530", or a path that ends in ".db" for Milvus Lite'
         )
     return text
 
 
+def _without_credentials(text: str) -> str:
+    """Cut out of a malformed URI what may be a user and a password."""
+    return re.sub(r"^(\w+://)?.*@", r"\1***@", text, flags=re.DOTALL)
+
+
 def _split_credentials(uri: str) -> tuple[str, str]:
     """Take `user:password` out of a URI, so that the URI can be shown."""
-    parts = urlsplit(uri)
-    if "://" not in uri or "@" not in parts.netloc:
+    if "://" not in uri or "@" not in uri:
         return uri, ""
+    try:
+        parts = urlsplit(uri)
+        malformed = "@" in f"{parts.path}{parts.query}{parts.fragment}"
+    except ValueError:
+        malformed = True
+    if malformed:
+        # A "/", "?" or "#" ends the part before the host: the password would stay in the URI.
+        raise ConfigurationError(
+            f"uri is {_without_credentials(uri)!r}; characters such as / ? # [ ] in the user or "
+            "password have to be percent-encoded, or pass them as token"
+        )
     credentials, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=host)), unquote(credentials)
 
@@ -709,6 +729,19 @@ def _check_dim(dim: Any, overwrite: bool) -> int | None:
     return dim
 
 
+def _check_output_fields(fields: Any) -> list[str]:
+    if isinstance(fields, str):
+        raise ConfigurationError(f"output_fields is {fields!r}; it must be a list of names")
+    return list(fields or [])
+
+
+def _validation_message(error: ValidationError) -> str:
+    problems = [
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
+    ]
+    return "; ".join(problems)
+
+
 def _check_positive(argument: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(f"{argument} is {value!r}; it must be an integer of at least 1")
@@ -718,7 +751,8 @@ def _check_positive(argument: str, value: Any) -> int:
 def _check_timeout(timeout: Any) -> float | None:
     if timeout is None:
         return None
-    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not timeout > 0:
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not number or not 0 < timeout < math.inf:
         raise ConfigurationError(
             f"timeout is {timeout!r}; it must be a number of seconds above 0, or None"
         )
@@ -756,19 +790,23 @@ def _one_of(argument: str, value: Any, allowed: Any) -> Any:
 def _check_ranker(ranker: Any, params: Any) -> dict[str, Any]:
     if ranker not in RANKERS:
         raise ConfigurationError(f"hybrid_ranker is {ranker!r}; it must be one of {list(RANKERS)}")
-    params: dict[str, Any] = dict(params or {})
+    if not isinstance(params, (Mapping, type(None))):
+        raise ConfigurationError(
+            f'hybrid_ranker_params is {params!r}; it must be a dictionary, such as {{"k": 60}}'
+        )
+    checked: dict[str, Any] = dict(params or {})
     key = {"RRFRanker": "k", "WeightedRanker": "weights"}[ranker]
-    unknown = sorted(set(params) - {key})
+    unknown = sorted(set(checked) - {key})
     if unknown:
         raise ConfigurationError(f"hybrid_ranker_params has {unknown}; {ranker} takes only {key!r}")
-    if key == "k" and key in params:
-        k = params[key]
+    if key == "k" and key in checked:
+        k = checked[key]
         if not isinstance(k, (int, float)) or isinstance(k, bool) or not 0 < k < 16_384:
             raise ConfigurationError(
                 f"hybrid_ranker_params has k={k!r}; it must be a number in (0, 16384)"
             )
-    if key == "weights" and key in params:
-        weights = params[key]
+    if key == "weights" and key in checked:
+        weights = checked[key]
         if (
             not isinstance(weights, (list, tuple))
             or len(weights) != 2
@@ -778,4 +816,4 @@ def _check_ranker(ranker: Any, params: Any) -> dict[str, Any]:
                 f"hybrid_ranker_params has weights={weights!r}; they must be two numbers in 0..1, "
                 "dense and sparse"
             )
-    return params
+    return checked
