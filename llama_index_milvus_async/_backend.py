@@ -8,6 +8,7 @@ them on an `AsyncMilvusClient` of the running loop; `SyncBackend`'s coroutines c
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import os
 import threading
@@ -79,9 +80,12 @@ class Address:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Texts that must not be shown: token, password, and the token's password part."""
+        """Texts that must not be shown: token, password, and the header made of them."""
         _, _, token_password = self.token.partition(":")
-        return tuple(filter(None, (self.token, token_password, self.password)))
+        login = self.password and f"{self.options.get('user', '')}:{self.password}"
+        plain = (self.token, login)
+        encoded = [base64.b64encode(text.encode()).decode() for text in plain]
+        return tuple(filter(None, (self.token, token_password, self.password, *encoded)))
 
     def client_arguments(self, timeout: float | None) -> dict[str, Any]:
         """Arguments of both pymilvus clients.

@@ -413,18 +413,22 @@ class Core:
         )
         with_vectors = query.mode == VectorStoreQueryMode.MMR
         fields = request.reader.fields
-        results = await self._backend.search(
+        search = partial(
+            self._backend.search,
             layout.collection_name,
             [request.vector],
             field_name=request.field,
             limit=request.limit,
             expression=request.expression,
-            params=request.params,
             output_fields=[*fields, request.field] if with_vectors else fields,
             partition_names=options.partition_names,
             consistency_level=options.consistency_level or self._consistency_level,
             timeout=options.timeout,
         )
+        results = await search(params=request.params)
+        if len(results[0]) < request.limit and request.exhaustive_params is not None:
+            # Lite's HNSW drops what the filter refuses, and what was deleted, after the search.
+            results = await search(params=request.exhaustive_params)
         hits = [
             {
                 "distance": hit["distance"],

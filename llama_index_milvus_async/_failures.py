@@ -51,8 +51,7 @@ def translated(operation: str, address: Address) -> Iterator[None]:
         raise _configuration_error(error, address) from error
     except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, asyncio.TimeoutError) as error:
         failure = _server_error(operation, error, address)
-        leaks = any(secret in f"{error} {error!r}" for secret in address.secrets)
-        raise failure from (None if leaks else error)
+        raise failure from (None if _shows_secret(error, address) else error)
 
 
 def _configuration_error(
@@ -120,6 +119,20 @@ def _details(error: BaseException) -> tuple[int, grpc.StatusCode | None, str]:
             texts.append("timed out")
         current = current.__cause__
     return code, status, ": ".join(dict.fromkeys(filter(None, texts))) or str(error)
+
+
+def _shows_secret(error: BaseException, address: Address) -> bool:
+    """Whether the text of an error, or of one that it is chained to, has a secret in it."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or any(current is one for one in seen):
+            continue
+        seen.append(current)
+        waiting += [current.__cause__, current.__context__]
+    texts = " ".join(f"{one} {one!r}" for one in seen)
+    return any(secret in texts for secret in address.secrets)
 
 
 def _redact(text: str, address: Address) -> str:

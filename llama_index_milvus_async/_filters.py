@@ -64,15 +64,15 @@ Scalar: TypeAlias = str | int | float
 #: What an expression can hold of a 64-bit integer: the sign is an operator of its own, so that
 #: -2**63 would be read as -(2**63).
 _MAX_INTEGER = 2**63 - 1
-#: Below it every integer is a double too.
+#: Below it every integer is a double of its own.
 _MAX_EXACT_DOUBLE = 2**53
 #: Every number of a row is at least this.
 _LEAST_DOUBLE = "-1.7976931348623157e+308"
 #: Letters in the value of TEXT_MATCH_INSENSITIVE where each spelling is a pattern: at most 256.
 _MAX_CASED_LETTERS = 8
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 
 #: Words that the grammars of Milvus (Plan.g4, up to 3.0) and Milvus Lite (tokens.py, semantic.py)
 #: do not read as the name of a key.
@@ -281,10 +281,10 @@ def build_expression(
     if scalar_filters is not None:
         parts.append(_scalar_group(columns, _scalar_filters(scalar_filters)))
     if string_expr is not None and string_expr.strip():
-        parts.append(_checked(string_expr))
+        parts.append(f"({_checked(string_expr)})")
     if False in parts:
         return _no_row(columns)
-    return " and ".join(f"({part})" for part in parts if part is not True)
+    return " and ".join(_enclosed(part) for part in parts if isinstance(part, str))
 
 
 def ids_expression(columns: Columns, ids: Sequence[str]) -> str:
@@ -416,9 +416,8 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, sorted(names))) or "none"
 
 
-# Logic. An expression that begins with a parenthesis is wholly inside it, which `_not` and the
-# callers of `_any` and `_all` rely on. `exists` gets parentheses of its own: it binds weaker than
-# `and` in Milvus 2.3.
+# Logic. An expression that begins with a parenthesis is wholly inside it. `exists` gets
+# parentheses of its own: it binds weaker than `and` in Milvus 2.3.
 
 
 def _any(parts: Iterable[Expr]) -> Expr:
@@ -444,7 +443,11 @@ def _joined(word: str, parts: Iterable[Expr], *, neutral: bool) -> Expr:
 def _not(part: Expr) -> Expr:
     if isinstance(part, bool):
         return not part
-    return f"not {part}" if part.startswith("(") else f"not ({part})"
+    return f"not {_enclosed(part)}"
+
+
+def _enclosed(part: str) -> str:
+    return part if part.startswith("(") else f"({part})"
 
 
 def _no_row(columns: Columns) -> str:
@@ -571,8 +574,8 @@ def _numbers(values: Iterable[Scalar]) -> list[int | float]:
 
 
 def _is_large(number: int | float) -> bool:
-    """Whether a double could not hold the integer."""
-    return isinstance(number, int) and abs(number) > _MAX_EXACT_DOUBLE
+    """Whether a double might stand for this integer and another one."""
+    return isinstance(number, int) and abs(number) >= _MAX_EXACT_DOUBLE
 
 
 def _whole(value: int | float) -> int | float:
@@ -584,7 +587,7 @@ def _call(function: str, target: str, values: Sequence[Scalar], every: bool) -> 
     """Call `json_contains` or `array_contains`, or their variants for several values."""
     if not values:
         return every
-    if len(values) == 1:
+    if len(values) == 1 and not literal(values[0]).startswith("-"):  # Lite takes it in lists only
         return f"{function}({target}, {literal(values[0])})"
     return f"{function}_{'all' if every else 'any'}({target}, {_list_literal(values)})"
 
@@ -933,14 +936,19 @@ class _IntegerKeyColumn(_IntegerColumn):
 
 
 class _FloatColumn(_Column):
-    """A FLOAT or DOUBLE column."""
+    """A FLOAT or DOUBLE column; Lite converts it to integers to compare it with integers."""
 
     def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        return super().one_of(_numbers(values), positive)
+        numbers = _numbers(values)
+        return super().one_of([float(each) for each in numbers if float(each) == each], positive)
 
     def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        test = not isinstance(value, str) and f"{self.name} {symbol} {literal(_whole(value))}"
-        return self.decide(test, positive)
+        if isinstance(value, str):
+            return self.decide(False, positive)
+        bound = float(value)
+        if bound != value:  # A large integer, and no double lies between the two.
+            symbol = symbol[0] + ("=" if (bound > value) == (symbol[0] == ">") else "")
+        return self.decide(f"{self.name} {symbol} {literal(bound)}", positive)
 
 
 class _BooleanColumn(_Column):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 #: MMR's balance where neither the query nor the call names one, as in LlamaIndex.
 DEFAULT_MMR_THRESHOLD = 0.5
 
-# Equal vectors get scores that differ in the last digits, by their rows' places in a matrix product.
+# A matrix product gives equal vectors scores that differ in their last digits.
 _EQUAL = 1e-12
 
 

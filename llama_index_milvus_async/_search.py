@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryMode,
@@ -24,6 +26,10 @@ from .errors import ConfigurationError, QueryError
 
 #: Milvus' largest top k (https://milvus.io/docs/limitations.md#Top-K).
 MAX_TOP_K = 16_384
+#: Milvus Lite's own `ef` of an HNSW search that names none.
+LITE_DEFAULT_EF = 64
+#: An `ef` that visits every row of a collection of Milvus Lite.
+LITE_LARGEST_EF = 2**20
 #: Candidates that MMR chooses from, as a multiple of the top k; upstream's default.
 DEFAULT_MMR_PREFETCH_FACTOR = 4.0
 
@@ -99,6 +105,8 @@ class SearchRequest:
         limit: How many hits to ask for.
         expression: The filter, empty for none.
         params: pymilvus' `search_params`.
+        exhaustive_params: Those of a second search where the first came short, `None` where the
+            engine never does.
         reader: Makes nodes of the hits, and knows the fields to fetch.
     """
 
@@ -108,6 +116,7 @@ class SearchRequest:
     limit: int
     expression: str
     params: Mapping[str, Any]
+    exhaustive_params: Mapping[str, Any] | None
     reader: RowReader
 
 
@@ -144,13 +153,18 @@ def check_top_k(name: str, value: Any) -> None:
 def _check_mmr(query: VectorStoreQuery, options: SearchOptions) -> None:
     if options.mmr_prefetch_factor is not None and options.mmr_prefetch_k is not None:
         raise QueryError("mmr_prefetch_factor and mmr_prefetch_k exclude each other; pass one")
-    if options.mmr_prefetch_factor is not None and not options.mmr_prefetch_factor >= 1:
-        raise QueryError(f"mmr_prefetch_factor is {options.mmr_prefetch_factor}; at least 1")
+    factor = options.mmr_prefetch_factor
+    if factor is not None and not (_is_number(factor) and 1 <= factor < math.inf):
+        raise QueryError(f"mmr_prefetch_factor is {factor!r}; it must be a number of at least 1")
     if options.mmr_prefetch_k is not None:
         check_top_k("mmr_prefetch_k", options.mmr_prefetch_k)
     threshold = _mmr_threshold(query, options)
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise QueryError(f"mmr_threshold is {threshold}; it must be in 0..1")
+    if threshold is not None and not (_is_number(threshold) and 0 <= threshold <= 1):
+        raise QueryError(f"mmr_threshold is {threshold!r}; it must be a number in 0..1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 def _mmr_threshold(query: VectorStoreQuery, options: SearchOptions) -> float | None:
@@ -185,7 +199,7 @@ def build_request(
     """
     field = query.embedding_field or layout.embedding_field
     column = layout.vector_column(field)
-    vector = np.asarray(query.query_embedding, dtype=np.float32)
+    vector = _vector(query.query_embedding)
     if vector.shape != (column.dim,):
         raise QueryError(
             f"query_embedding has shape {vector.shape}, the field {field!r} has dimension "
@@ -208,15 +222,29 @@ def build_request(
         scalar_filters=options.milvus_scalar_filters,
         string_expr=options.string_expr,
     )
+    params = _search_params(config, index_type, limit, layout)
+    exhaustive_params = None
+    if _is_hnsw_of_lite(index_type, layout):
+        exhaustive_params = {**params, "params": {**params["params"], "ef": LITE_LARGEST_EF}}
     return SearchRequest(
         vector=vector.tolist(),
         field=field,
         metric=metric,
         limit=limit,
         expression=expression,
-        params=_search_params(config, index_type, limit, layout),
+        params=params,
+        exhaustive_params=exhaustive_params,
         reader=RowReader(layout, named, field),
     )
+
+
+def _vector(embedding: Any) -> npt.NDArray[np.float32]:
+    try:
+        # What is too large for 32 bits becomes infinite, and is refused as such.
+        with np.errstate(over="ignore"):
+            return np.asarray(embedding, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise QueryError(f"query_embedding is no list of numbers: {error}") from error
 
 
 def _mmr_candidates(top_k: int, options: SearchOptions) -> int:
@@ -233,14 +261,29 @@ def _search_params(
 
     The server reads the parameters of an index type only from the nested dictionary.
     """
+    if not isinstance(config, Mapping) or not isinstance(config.get("params") or {}, Mapping):
+        raise QueryError(
+            f"milvus_search_config (or search_config) is {config!r}; it must be a mapping such as "
+            '{"ef": 64} or {"params": {"ef": 64}}'
+        )
     top_level = {"metric_type", "ignore_growing", "hints", "round_decimal"}
     outer = {key: value for key, value in config.items() if key in top_level}
     params = {key: value for key, value in config.items() if key not in {*top_level, "params"}}
     params.update(config.get("params") or {})
-    if layout.dialect.is_lite and index_type.upper().startswith("HNSW"):
+    if _is_hnsw_of_lite(index_type, layout):
         # Lite answers with fewer than `limit` hits where `ef` is less; a server never does.
-        params["ef"] = max(limit, int(params.get("ef", limit)))
+        try:
+            ef = int(params.get("ef", LITE_DEFAULT_EF))
+        except (TypeError, ValueError) as error:
+            raise QueryError(
+                f"search parameter ef is {params['ef']!r}; it must be a number"
+            ) from error
+        params["ef"] = max(limit, ef)
     return {**outer, "params": params}
+
+
+def _is_hnsw_of_lite(index_type: str, layout: Layout) -> bool:
+    return layout.dialect.is_lite and index_type.upper().startswith("HNSW")
 
 
 def build_result(

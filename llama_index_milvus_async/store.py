@@ -442,7 +442,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
             PartialWriteError: A batch failed after others were written.
             ServerError: Milvus refused or could not be reached.
         """
-        options = read_options(WriteOptions, "add", add_kwargs)
+        options = _read_options(WriteOptions, "add", add_kwargs)
         return self._block(lambda core: core.add(nodes, options))
 
     async def async_add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
@@ -450,7 +450,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
 
         Several batches are under way at once, up to `max_in_flight`.
         """
-        options = read_options(WriteOptions, "async_add", add_kwargs)
+        options = _read_options(WriteOptions, "async_add", add_kwargs)
         return await self._await(lambda core: core.add(nodes, options))
 
     def delete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
@@ -465,12 +465,12 @@ class MilvusVectorStore(BasePydanticVectorStore):
             FilterError: The collection has no document ids.
             ServerError: Milvus refused or could not be reached.
         """
-        options = read_options(DeleteOptions, "delete", delete_kwargs)
+        options = _read_options(DeleteOptions, "delete", delete_kwargs)
         return self._block(lambda core: core.delete(ref_doc_id, options))
 
     async def adelete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
         """Delete every node of a document without blocking the event loop; see `delete`."""
-        options = read_options(DeleteOptions, "adelete", delete_kwargs)
+        options = _read_options(DeleteOptions, "adelete", delete_kwargs)
         return await self._await(lambda core: core.delete(ref_doc_id, options))
 
     def delete_nodes(
@@ -491,7 +491,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
             FilterError: A filter cannot be expressed; nothing is deleted.
             ServerError: Milvus refused or could not be reached.
         """
-        options = read_options(DeleteOptions, "delete_nodes", delete_kwargs)
+        options = _read_options(DeleteOptions, "delete_nodes", delete_kwargs)
         return self._block(lambda core: core.delete_nodes(node_ids, filters, options))
 
     async def adelete_nodes(
@@ -501,7 +501,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
         **delete_kwargs: Any,
     ) -> None:
         """Delete nodes without blocking the event loop; see `delete_nodes`."""
-        options = read_options(DeleteOptions, "adelete_nodes", delete_kwargs)
+        options = _read_options(DeleteOptions, "adelete_nodes", delete_kwargs)
         return await self._await(lambda core: core.delete_nodes(node_ids, filters, options))
 
     def get_nodes(
@@ -552,10 +552,12 @@ class MilvusVectorStore(BasePydanticVectorStore):
         Raises:
             ServerError: Milvus refused or could not be reached.
         """
+        _check_timeout(timeout)
         return self._block(lambda core: core.clear(timeout))
 
     async def aclear(self, *, timeout: float | None = None) -> None:
         """Delete every node without blocking the event loop; see `clear`."""
+        _check_timeout(timeout)
         return await self._await(lambda core: core.clear(timeout))
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
@@ -619,6 +621,7 @@ def _read_options(cls: type[Any], operation: str, arguments: dict[str, Any]) -> 
     level = arguments.get("consistency_level")
     if level is not None:
         arguments = {**arguments, "consistency_level": check_consistency_level(level)}
+    _check_timeout(arguments.get("timeout"))
     return read_options(cls, operation, arguments)
 
 

@@ -1,0 +1,459 @@
+"""The constructor: its signature, its checks, and what copies of a store keep. Needs no engine."""
+
+import copy
+import gc
+import inspect
+import json
+import multiprocessing
+import pickle
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
+from pymilvus import DataType
+
+from llama_index_milvus_async import IndexManagement, MilvusVectorStore
+from llama_index_milvus_async.errors import ConfigurationError, MilvusVectorStoreError
+
+# The signature of upstream 1.2.0: names, order and defaults.
+UPSTREAM = {
+    "uri": "./milvus_llamaindex.db",
+    "token": "",
+    "collection_name": "llamacollection",
+    "overwrite": False,
+    "upsert_mode": False,
+    "collection_properties": None,
+    "doc_id_field": "doc_id",
+    "text_key": "text",
+    "scalar_field_names": None,
+    "scalar_field_types": None,
+    "enable_dense": True,
+    "dim": None,
+    "embedding_field": "embedding",
+    "enable_sparse": False,
+    "sparse_embedding_field": "sparse_embedding",
+    "sparse_embedding_function": None,
+    "index_management": IndexManagement.CREATE_IF_NOT_EXISTS,
+    "batch_size": 100,
+    "index_config": None,
+    "sparse_index_config": None,
+    "search_config": None,
+    "similarity_metric": "IP",
+    "consistency_level": "Session",
+    "output_fields": None,
+    "hybrid_ranker": "RRFRanker",
+    "hybrid_ranker_params": {},
+    "use_async_client": True,
+}
+NEW = {"id_field": "id", "timeout": 60, "max_in_flight": 8}
+
+SECRETS = {"token": "root:topsecret", "password": "hunter22"}
+# Every argument, with a value that is not its default where another is allowed.
+ARGUMENTS = {
+    "uri": "http://milvus.example:19530",
+    "collection_name": "books",
+    "overwrite": True,
+    "upsert_mode": True,
+    "collection_properties": {"collection.ttl.seconds": 3600},
+    "doc_id_field": "document",
+    "text_key": "body",
+    "scalar_field_names": ["year", "author"],
+    "scalar_field_types": [DataType.INT64, DataType.VARCHAR],
+    "enable_dense": True,
+    "dim": 16,
+    "embedding_field": "vector",
+    "enable_sparse": False,
+    "sparse_embedding_field": "sparse",
+    "sparse_embedding_function": None,
+    "index_management": IndexManagement.NO_VALIDATION,
+    "batch_size": 7,
+    "index_config": {"index_type": "HNSW", "params": {"M": 16}},
+    "sparse_index_config": {"index_type": "SPARSE_WAND"},
+    "search_config": {"ef": 64},
+    "similarity_metric": "L2",
+    "consistency_level": "Strong",
+    "output_fields": ["year"],
+    "hybrid_ranker": "WeightedRanker",
+    "hybrid_ranker_params": {"weights": [0.25, 0.75]},
+    "use_async_client": False,
+    "id_field": "key",
+    "timeout": None,
+    "max_in_flight": 3,
+}
+CLIENT_OPTIONS = {
+    "db_name": "library",
+    "user": "root",
+    "secure": True,
+    "server_pem_path": "/etc/server.pem",
+    "client_pem_path": "/etc/client.pem",
+    "client_key_path": "/etc/client.key",
+    "ca_pem_path": "/etc/ca.pem",
+    "server_name": "milvus.example",
+    "grpc_options": {"grpc.keepalive_time_ms": 1000},
+    "alias": "main",
+}
+
+
+def new_store(**changes):
+    return MilvusVectorStore(**{**ARGUMENTS, **CLIENT_OPTIONS, **SECRETS, **changes})
+
+
+def state_of(store):
+    """Every argument as the store keeps it, the secrets and the client's options among them."""
+    names = [*ARGUMENTS, *SECRETS, "client_options"]
+    return {name: getattr(store, name) for name in names}
+
+
+def channels():
+    gc.collect()
+    return [o for o in gc.get_objects() if isinstance(o, (grpc.Channel, grpc.aio.Channel))]
+
+
+# Signature
+
+
+def test_the_parameters_are_those_of_upstream_in_its_order_with_its_defaults():
+    _, *parameters = inspect.signature(MilvusVectorStore.__init__).parameters.values()
+    found = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+    assert list(found.items()) == list(UPSTREAM.items())
+    assert parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+
+
+def test_new_parameters_are_keyword_only():
+    parameters = inspect.signature(MilvusVectorStore.__init__).parameters.values()
+    assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == NEW
+
+
+def test_arguments_may_be_passed_by_position():
+    store = MilvusVectorStore("http://h:1", "a:b", "books", True, False, None, dim=4)
+    assert (store.uri, store.token, store.collection_name) == ("http://h:1", "a:b", "books")
+    assert store.overwrite
+
+
+def test_it_is_a_vector_store_of_llama_index_under_upstreams_name():
+    assert issubclass(MilvusVectorStore, BasePydanticVectorStore)
+    assert MilvusVectorStore.class_name() == "MilvusVectorStore"
+
+
+# No I/O
+
+
+def test_an_unreachable_address_is_no_error_and_nothing_is_connected():
+    before = channels(), threading.enumerate()
+    MilvusVectorStore(uri="http://host.invalid:1", token="a:b", dim=4, overwrite=True)
+    assert (channels(), threading.enumerate()) == before
+
+
+def test_no_file_is_made_and_none_is_needed(tmp_path):
+    path = tmp_path / "milvus.db"
+    MilvusVectorStore(uri=str(path), dim=4)
+    MilvusVectorStore(uri=str(tmp_path / "missing" / "milvus.db"), dim=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Fields
+
+
+def test_the_arguments_of_these_tests_are_all_there_are():
+    assert set(ARGUMENTS) | {"token"} == set(UPSTREAM) | set(NEW)
+
+
+def test_all_arguments_become_fields():
+    expected = {**ARGUMENTS, **SECRETS, "client_options": CLIENT_OPTIONS}
+    assert state_of(new_store()) == expected
+
+
+def test_defaults_become_fields():
+    store = MilvusVectorStore()
+    for name, default in {**UPSTREAM, **NEW}.items():
+        value = getattr(store, name)
+        # Upstream's "no configuration" is None; an empty one says the same.
+        assert value == default or (default is None and value in ({}, []))
+
+
+def test_stores_do_not_share_what_they_were_given():
+    config = {"index_type": "FLAT"}
+    first = MilvusVectorStore(index_config=config)
+    second = MilvusVectorStore(index_config=config)
+    first.index_config["nlist"] = 1
+    first.hybrid_ranker_params["k"] = 1
+    assert config == second.index_config == {"index_type": "FLAT"}
+    assert second.hybrid_ranker_params == MilvusVectorStore().hybrid_ranker_params == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("ip", "IP"), ("l2", "L2"), ("euclidean", "L2"), ("cosine", "COSINE"), ("Cosine", "COSINE")],
+)
+def test_metrics_are_taken_in_any_spelling(given, kept):
+    assert MilvusVectorStore(similarity_metric=given).similarity_metric == kept
+
+
+@pytest.mark.parametrize("level", ["Strong", "Session", "Bounded", "Eventually"])
+def test_consistency_levels_are_taken_in_any_case(level):
+    assert MilvusVectorStore(consistency_level=level.lower()).consistency_level == level
+
+
+def test_index_management_is_taken_by_name():
+    store = MilvusVectorStore(index_management="no_validation")
+    assert store.index_management is IndexManagement.NO_VALIDATION
+
+
+def test_a_path_object_is_a_uri(tmp_path):
+    assert MilvusVectorStore(uri=Path("milvus.db")).uri == "milvus.db"
+
+
+def test_no_password_is_none_as_well():
+    store = MilvusVectorStore(token=None, password=None)
+    assert (store.token, store.password) == ("", "")
+
+
+def test_repr_and_str_show_address_and_collection():
+    for shown in (repr(new_store()), str(new_store())):
+        assert "http://milvus.example:19530" in shown
+        assert "books" in shown
+        assert "library" in shown
+
+
+# Checks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"uri": ""}, r"uri is empty; pass a server's address such as .* or a path that ends"),
+        ({"uri": None}, r"uri is 'None'; it must be a server's address"),
+        ({"uri": "localhost:19530"}, r"uri is 'localhost:19530'; it must be a server's address"),
+        ({"uri": "./milvus"}, r"uri is './milvus'; .* a path that ends in \".db\""),
+        ({"uri": "milvus.DB"}, r"uri is 'milvus.DB'; .* a path that ends in \".db\""),
+        ({"uri": "http://h/x.db"}, r"uri is 'http://h/x.db'; it must be a server's address"),
+        ({"token": 5}, r"token: .*valid string"),
+        ({"password": 5}, r"password: .*valid string"),
+        ({"collection_name": ""}, r"collection_name is ''; it must be a name"),
+        ({"collection_name": None}, r"collection_name is None; it must be a name"),
+        ({"overwrite": "perhaps", "dim": 4}, r"overwrite: .*valid boolean"),
+        ({"upsert_mode": "perhaps"}, r"upsert_mode: .*valid boolean"),
+        ({"use_async_client": "perhaps"}, r"use_async_client: .*valid boolean"),
+        ({"collection_properties": [1]}, r"collection_properties: .*valid dictionary"),
+        ({"doc_id_field": ""}, r"doc_id_field is ''; it must be a name"),
+        ({"text_key": 3}, r"text_key is 3; it must be a name"),
+        ({"embedding_field": ""}, r"embedding_field is ''; it must be a name"),
+        ({"id_field": ""}, r"id_field is ''; it must be a name"),
+        (
+            {"text_key": "doc_id"},
+            r"'doc_id', the name of doc_id_field already; fields need distinct names",
+        ),
+        ({"id_field": "_node_content"}, r"'_node_content', the name of the serialized node"),
+        (
+            {"scalar_field_names": ["text"], "scalar_field_types": [DataType.INT64]},
+            r"scalar_field_names is 'text', the name of text_key already",
+        ),
+        (
+            {"scalar_field_names": ["a", "a"], "scalar_field_types": [DataType.INT64] * 2},
+            r"fields need distinct names",
+        ),
+        (
+            {"scalar_field_names": ["a", "b"], "scalar_field_types": [DataType.INT64]},
+            r"scalar_field_names has 2 names and scalar_field_types 1 types; each name needs one",
+        ),
+        ({"scalar_field_names": ["a"]}, r"has 1 names and scalar_field_types 0 types"),
+        ({"scalar_field_types": [DataType.INT64]}, r"has 0 names and scalar_field_types 1 types"),
+        (
+            {"scalar_field_names": ["a"], "scalar_field_types": [DataType.FLOAT_VECTOR]},
+            r"scalar_field_types has .*FLOAT_VECTOR.* for 'a'; allowed are .*'VARCHAR'",
+        ),
+        (
+            {"scalar_field_names": ["a"], "scalar_field_types": ["VARCHAR"]},
+            r"scalar_field_types has 'VARCHAR' for 'a'; allowed are DataType",
+        ),
+        ({"dim": 0}, r"dim is 0; it must be an integer in 1\.\.32768"),
+        ({"dim": -3}, r"dim is -3; it must be an integer in 1\.\.32768"),
+        ({"dim": 32_769}, r"dim is 32769; it must be an integer in 1\.\.32768"),
+        ({"dim": 384.0}, r"dim is 384.0; it must be an integer"),
+        ({"dim": "384"}, r"dim is '384'; it must be an integer"),
+        ({"dim": True}, r"dim is True; it must be an integer"),
+        ({"overwrite": True}, r"dim is missing: overwrite=True creates a new collection"),
+        ({"enable_sparse": True}, r"enable_sparse=True: .* not supported by this version"),
+        ({"enable_dense": False}, r"enable_dense=False leaves nothing to search"),
+        (
+            {"index_management": "sometimes"},
+            r"index_management is 'sometimes'; it must be one of "
+            r"\['no_validation', 'create_if_not_exists'\]",
+        ),
+        ({"batch_size": 0}, r"batch_size is 0; it must be an integer of at least 1"),
+        ({"batch_size": 1.5}, r"batch_size is 1.5; it must be an integer of at least 1"),
+        ({"max_in_flight": 0}, r"max_in_flight is 0; it must be an integer of at least 1"),
+        ({"index_config": "FLAT"}, r"index_config: .*valid dictionary"),
+        ({"search_config": "ef"}, r"search_config: .*valid dictionary"),
+        (
+            {"similarity_metric": "manhattan"},
+            r"similarity_metric is 'manhattan'; it must be one of "
+            r"\['cosine', 'euclidean', 'ip', 'l2'\]",
+        ),
+        ({"similarity_metric": None}, r"similarity_metric is None; it must be one of"),
+        (
+            {"consistency_level": "Weak"},
+            r"consistency_level is 'Weak'; it must be one of "
+            r"\['Strong', 'Session', 'Bounded', 'Eventually'\]",
+        ),
+        ({"output_fields": "year"}, r"output_fields is 'year'; it must be a list of names"),
+        (
+            {"hybrid_ranker": "BestRanker"},
+            r"hybrid_ranker is 'BestRanker'; it must be one of \['RRFRanker', 'WeightedRanker'\]",
+        ),
+        ({"hybrid_ranker_params": "k"}, r"hybrid_ranker_params is 'k'; it must be a dictionary"),
+        (
+            {"hybrid_ranker_params": {"weights": [1, 1]}},
+            r"hybrid_ranker_params has \['weights'\]; RRFRanker takes only 'k'",
+        ),
+        ({"hybrid_ranker_params": {"k": 0}}, r"has k=0; it must be a number in \(0, 16384\)"),
+        ({"hybrid_ranker_params": {"k": "1"}}, r"has k='1'; it must be a number in"),
+        (
+            {"hybrid_ranker": "WeightedRanker", "hybrid_ranker_params": {"weights": [1]}},
+            r"has weights=\[1\]; they must be two numbers in 0\.\.1",
+        ),
+        (
+            {"hybrid_ranker": "WeightedRanker", "hybrid_ranker_params": {"weights": [1, 2]}},
+            r"has weights=\[1, 2\]; they must be two numbers in 0\.\.1",
+        ),
+        ({"timeout": 0}, r"timeout is 0; it must be a number of seconds above 0, or None"),
+        ({"timeout": "5"}, r"timeout is '5'; it must be a number of seconds above 0, or None"),
+        ({"timeout": float("inf")}, r"timeout is inf; it must be a number of seconds above 0"),
+        ({"timeout": float("nan")}, r"timeout is nan; it must be a number of seconds above 0"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_is_not_allowed_is_refused_with_what_is(arguments, sentence):
+    with pytest.raises(ConfigurationError, match=sentence) as caught:
+        MilvusVectorStore(**arguments)
+    assert isinstance(caught.value, MilvusVectorStoreError)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"dim": 1},
+        {"dim": 32_768},
+        {"uri": "https://cloud.example:443"},
+        {"uri": "tcp://127.0.0.1:19530"},
+        {"uri": "http://[::1]:19530"},
+        {"uri": "unix:/run/milvus.sock"},
+        {"uri": "./me@home.db"},
+        {"timeout": 0.5},
+        {"hybrid_ranker_params": {"k": 60}},
+        {"hybrid_ranker": "WeightedRanker"},
+        {"scalar_field_names": [], "scalar_field_types": []},
+    ],
+    ids=str,
+)
+def test_what_is_allowed_is_taken(arguments):
+    store = MilvusVectorStore(**arguments)
+    assert {name: getattr(store, name) for name in arguments} == arguments
+
+
+# Copies
+
+
+def through_pickle(store):
+    return pickle.loads(pickle.dumps(store))
+
+
+def through_model_copy(store):
+    return store.model_copy()
+
+
+def through_deep_model_copy(store):
+    return store.model_copy(deep=True)
+
+
+def through_dict(store):
+    return MilvusVectorStore.from_dict(store.to_dict(), **SECRETS)
+
+
+def through_json(store):
+    return MilvusVectorStore.from_json(store.to_json(), **SECRETS)
+
+
+COPIERS = [
+    copy.copy,
+    copy.deepcopy,
+    through_model_copy,
+    through_deep_model_copy,
+    through_pickle,
+    through_dict,
+    through_json,
+]
+
+
+@pytest.mark.parametrize("copier", COPIERS)
+def test_a_copy_keeps_every_argument_but_overwrite(copier):
+    store = new_store()
+    copied = copier(store)
+    assert copied is not store
+    assert state_of(copied) == {**state_of(store), "overwrite": False}
+    assert store.overwrite  # the original is as it was
+
+
+@pytest.mark.parametrize("copier", COPIERS)
+def test_a_copy_of_a_copy_is_the_same(copier):
+    assert state_of(copier(copier(new_store()))) == state_of(copier(new_store()))
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, through_pickle, through_deep_model_copy])
+def test_a_deep_copy_shares_nothing(copier):
+    store = new_store()
+    copied = copier(store)
+    copied.index_config["params"]["M"] = 1
+    copied.client_options["grpc_options"].clear()
+    assert state_of(store) == state_of(new_store())
+
+
+@pytest.mark.parametrize("copier", COPIERS)
+def test_a_closed_stores_copy_is_open(copier):
+    store = new_store()
+    store.close()
+    assert state_of(copier(store)) == {**state_of(store), "overwrite": False}
+
+
+def test_model_copy_takes_changes():
+    copied = new_store().model_copy(update={"collection_name": "films"})
+    assert state_of(copied) == {**state_of(new_store(overwrite=False)), "collection_name": "films"}
+    with pytest.raises(ConfigurationError, match="dim is 0"):
+        new_store().model_copy(update={"dim": 0})
+
+
+def test_from_dict_takes_changes_and_leaves_the_dictionary_alone():
+    data = new_store().to_dict()
+    before = copy.deepcopy(data)
+    assert MilvusVectorStore.from_dict(data, timeout=5, db_name="other").timeout == 5
+    assert data == before
+
+
+def test_from_dict_takes_a_client_option_in_place_of_the_old_one():
+    rebuilt = MilvusVectorStore.from_dict(new_store().to_dict(), db_name="other")
+    assert rebuilt.client_options == {**CLIENT_OPTIONS, "db_name": "other"}
+
+
+def test_a_subclass_is_copied_as_such():
+    class Subclass(MilvusVectorStore):
+        pass
+
+    store = Subclass(dim=4)
+    assert type(copy.copy(store)) is type(copy.deepcopy(store)) is type(store.model_copy())
+    assert type(Subclass.from_dict(store.to_dict())) is Subclass
+
+
+def test_to_json_is_to_dict_in_json():
+    assert json.loads(new_store().to_json()) == json.loads(json.dumps(new_store().to_dict()))
+
+
+def test_a_pickle_reaches_a_spawned_process_with_everything():
+    store = new_store()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        there = pool.submit(state_of, store).result()
+    assert there == {**state_of(store), "overwrite": False}
