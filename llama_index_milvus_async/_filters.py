@@ -25,7 +25,7 @@ told apart, for want of words in the engines' languages: before Milvus 2.6 a map
 matches neither a comparison of size nor its negation on Milvus Lite, and from Milvus 2.6 on no
 negation at all. `CONTAINS`, `ANY` and `ALL` do not look at the keys of a mapping; where `like`
 cannot find a text inside another (`_can_find`), rows with text under the key match neither them
-nor their negation.
+nor their negation; nor do, on Milvus Lite, rows with a list under a literal key with dots.
 """
 
 from __future__ import annotations
@@ -74,15 +74,17 @@ _MAX_CASED_LETTERS = 8
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 
-#: Words that the grammars of Milvus (Plan.g4, up to 3.0) and Milvus Lite (tokens.py, semantic.py)
-#: do not read as the name of a key.
-_KEYWORD = re.compile(
-    r"and|or|not|in|is|null|exists|like|true|false|interval|iso|threshold|minimum_should_match"
-    r"|(json|array)_contains(_all|_any)?|array_length|element_filter|random_sample"
-    r"|(text|phrase)_match|match_(all|any|exact|least|most)"
+#: Words that no version of Milvus (Plan.g4) reads as a name.
+_OLD_KEYWORDS = (
+    r"and|or|not|in|like|exists|true|false|(json|array)_contains(_all|_any)?|array_length"
+)
+#: The same, with the words that came later, up to Milvus 3.0, and those of Milvus Lite
+#: (tokens.py, semantic.py).
+_KEYWORDS = (
+    rf"{_OLD_KEYWORDS}|is|null|iso|interval|threshold|minimum_should_match|element_filter"
+    r"|random_sample|(text|phrase)_match|match_(all|any|exact|least|most)"
     r"|st_(contains|crosses|dwithin|equals|intersects|isvalid|overlaps|touches|within)"
-    r"|_partition|_seq",
-    re.IGNORECASE,
+    r"|_partition|_seq"
 )
 
 #: LlamaIndex stores the id of a node's document in its metadata under all of these
@@ -374,12 +376,20 @@ def _is_plain(name: str) -> bool:
 
     `k-v == 1` would be a subtraction, which matches nothing without an error (pymilvus#3012).
     """
-    return bool(_NAME.fullmatch(name)) and not _KEYWORD.fullmatch(name)
+    return _NAME.fullmatch(name) is not None and not _is_keyword(name, _KEYWORDS)
+
+
+def _is_keyword(name: str, words: str) -> bool:
+    return re.fullmatch(words, name, re.IGNORECASE) is not None
 
 
 def _column_name(name: str) -> str:
-    """Return the name of a real column, which has no quoted form."""
-    if not _is_plain(name):
+    """Return the name of a real column.
+
+    It has no quoted form, so that a name which is a keyword only to some engines is left as it is:
+    there the engine refuses the expression.
+    """
+    if not _NAME.fullmatch(name) or _is_keyword(name, _OLD_KEYWORDS):
         raise FilterError(
             f"the column {name!r} cannot be named in an expression: its name is a keyword of "
             "Milvus or no plain name"
@@ -499,8 +509,8 @@ def _substring_insensitive(dialect: Dialect, target: str, needle: str) -> Expr:
     Letters are paired by simple case mapping, as `str.lower` and `str.upper` do for one letter.
     """
     if dialect.has_regex:
-        # RE2: a backslash before punctuation is always the character itself.
-        escaped = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", needle.lower())
+        # RE2: a backslash makes punctuation literal. It refuses one before an underscore.
+        escaped = re.sub(r"([!-/:-@\[-^`{-~])", r"\\\1", needle.lower())
         return f"{target} =~ {literal('(?i)' + escaped)}" if needle else f'{target} like "%"'
     spellings = [_cases(letter) for letter in needle.lower()]
     cased = sum(len(each) > 1 for each in spellings)
@@ -766,8 +776,9 @@ class _JsonInLite(_Json):
     """A value in JSON in Milvus Lite.
 
     Lite compares as Python does: booleans are numbers, `==` decides between all values that are
-    not null, and what Python refuses to compare is unknown. `in` is not used, because a list or
-    mapping in any row under the key makes the whole query fail ("unhashable type: 'list'").
+    not null, and what Python refuses to compare is unknown. `in` is not used: it needs a bare
+    name, and a list or mapping in any row under that key makes the whole query fail ("unhashable
+    type: 'list'"). `json_contains` needs a bare name too, `array_length` one without a path.
     """
 
     @property

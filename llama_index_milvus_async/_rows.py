@@ -64,8 +64,13 @@ _NODE_CLASSES: dict[str, type[BaseNode]] = {
     for node_class in (TextNode, Node, Document, ImageNode, IndexNode)
 }
 
+#: What is raised for a value that JSON cannot carry.
+_NO_JSON = (TypeError, ValueError, RecursionError, PydanticSerializationError)
+
 # pymilvus serializes the dynamic field with orjson, which ends at 64 bits.
 _MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
+# As it is written back: an id such as "007" would not be found again.
+_INTEGER_ID = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _LONG_INTEGER = re.compile(r"\d{19}")
 
 
@@ -121,11 +126,7 @@ class RowPacker:
         if layout.holds_nodes:
             content_bytes = self._add_node(node, values, doc_id, report)
         else:
-            for key in node.metadata.keys() - layout.columns.keys():
-                report(
-                    f"metadata key {key!r} cannot be stored: the collection has neither a column "
-                    "of that name nor a dynamic field"
-                )
+            self._add_metadata(node, values, doc_id, report)
         self._add_scalars(node, values, report)
         if layout.doc_id_field is not None:
             if doc_id != NO_DOC_ID:
@@ -155,7 +156,7 @@ class RowPacker:
             report("the id is empty")
         elif not layout.integer_ids:
             _check_text("the id", node_id, layout.max_bytes(layout.primary_key), report)
-        elif not re.fullmatch(r"-?\d{1,19}", node_id) or not _fits(int(node_id), 64):
+        elif not _INTEGER_ID.fullmatch(node_id) or not _fits(int(node_id), 64):
             report(f"the primary key {layout.primary_key!r} is an INT64 and the id no integer")
         else:
             return int(node_id)
@@ -166,17 +167,19 @@ class RowPacker:
         if embedding is None:
             report("it has no embedding")
             return None
+        if isinstance(embedding, np.ndarray) and (
+            embedding.ndim != 1 or embedding.dtype.kind not in "fiu"
+        ):
+            report(f"its embedding is an array of {embedding.dtype} and shape {embedding.shape}")
+            return None
         if len(embedding) != self._dim:
             report(f"its embedding has {len(embedding)} dimensions, the collection {self._dim}")
             return None
         if isinstance(embedding, np.ndarray):
-            if embedding.ndim != 1 or embedding.dtype.kind not in "fiu":
-                report(
-                    f"its embedding is an array of {embedding.dtype} and shape {embedding.shape}"
-                )
-                return None
-            # pymilvus refuses float16 and keeps float64 as it is: one type for all.
-            embedding = embedding.astype(np.float32, copy=False)
+            # pymilvus refuses float16 and keeps float64 as it is: one type for all. What is too
+            # large becomes infinity, which is reported below.
+            with np.errstate(over="ignore"):
+                embedding = embedding.astype(np.float32, copy=False)
         if not _is_finite(embedding):
             report("its embedding has a value that is no finite 32-bit number (NaN, infinity)")
         return embedding
@@ -194,7 +197,7 @@ class RowPacker:
             content = _node_json(node)
             content_bytes = len(content.encode())
             metadata = _plain_metadata(node.metadata)
-        except (TypeError, ValueError, RecursionError, PydanticSerializationError) as error:
+        except _NO_JSON as error:
             report(f"its metadata or fields cannot be carried by JSON: {error}")
             return 0
         if layout.node_in_column and content_bytes > layout.max_bytes(NODE_CONTENT_FIELD):
@@ -202,12 +205,7 @@ class RowPacker:
                 f"its metadata and relationships take {content_bytes} bytes as JSON, Milvus "
                 f"allows {layout.max_bytes(NODE_CONTENT_FIELD)}"
             )
-        for key in metadata.keys() & layout.own_columns:
-            # The id of the document under its own name says nothing new, and readers do that.
-            if not (key == layout.doc_id_field and metadata[key] == doc_id):
-                report(f"the metadata key {key!r} is the name of a column of the store; rename it")
-        if DYNAMIC_FIELD in metadata:
-            report(f"the metadata key {DYNAMIC_FIELD!r} is reserved by Milvus; rename it")
+        self._check_keys(metadata, doc_id, report)
         values.update(metadata)
         for key in DOC_ID_KEYS:
             if layout.dynamic and key not in layout.columns:
@@ -217,18 +215,54 @@ class RowPacker:
         self._check_dynamic(values, content_bytes, report)
         return content_bytes
 
+    def _add_metadata(
+        self,
+        node: BaseNode,
+        values: dict[str, Any],
+        doc_id: str,
+        report: Callable[[str], None],
+    ) -> None:
+        """Add the metadata to a row that holds no node; there are only columns for it."""
+        try:
+            metadata = _plain_metadata(node.metadata)
+            text = _compact_json(metadata)
+            text.encode()
+            _check_integers(text)
+        except _NO_JSON as error:
+            report(f"its metadata cannot be carried by JSON: {error}")
+            return
+        self._check_keys(metadata, doc_id, report)
+        for key in metadata.keys() - self._layout.columns.keys() - {DYNAMIC_FIELD}:
+            report(
+                f"metadata key {key!r} cannot be stored: the collection has neither a column "
+                "of that name nor a dynamic field"
+            )
+        values.update(metadata)
+
+    def _check_keys(
+        self, metadata: Mapping[str, Any], doc_id: str, report: Callable[[str], None]
+    ) -> None:
+        layout = self._layout
+        for key in metadata.keys() & layout.own_columns:
+            # The id of the document under its own name says nothing new, and readers do that.
+            if not (key == layout.doc_id_field and metadata[key] == doc_id):
+                report(f"the metadata key {key!r} is the name of a column of the store; rename it")
+        if DYNAMIC_FIELD in metadata:
+            report(f"the metadata key {DYNAMIC_FIELD!r} is reserved by Milvus; rename it")
+
     def _check_dynamic(
         self, values: Mapping[str, Any], content_bytes: int, report: Callable[[str], None]
     ) -> None:
-        # The metadata is part of the content, so that the content's size bounds the dynamic
-        # field's, and the exact count is only taken near the limit. Where the content is in the
-        # dynamic field itself, it is there as escaped text, up to six times as long.
-        factor = 1 if self._layout.node_in_column else 7
+        # The metadata and the document's id, which the dynamic field has under three keys, are
+        # part of the content, so that its size bounds the dynamic field's, and the exact count
+        # is only taken near the limit. Where the content is in the dynamic field itself, it is
+        # there as escaped text, up to six times as long.
+        factor = len(DOC_ID_KEYS) + (0 if self._layout.node_in_column else 6)
         if factor * content_bytes + 1_024 < MAX_DYNAMIC_BYTES:
             return
         columns = self._layout.columns
         dynamic = {key: value for key, value in values.items() if key not in columns}
-        size = len(json.dumps(dynamic, ensure_ascii=False, separators=(",", ":")).encode())
+        size = len(_compact_json(dynamic).encode())
         if size > MAX_DYNAMIC_BYTES:
             largest = max(dynamic, key=lambda key: len(str(dynamic[key])))
             report(
@@ -243,8 +277,7 @@ class RowPacker:
             if name in values:
                 problem = _scalar_problem(column, values[name])
             elif name in node.metadata:
-                values[name] = node.metadata[name]
-                problem = _scalar_problem(column, values[name])
+                continue  # JSON cannot carry the metadata, which has been reported
             else:
                 problem = None if column.optional else "is missing"
             if problem:
@@ -266,16 +299,17 @@ def _check_text(what: str, text: str, limit: int, report: Callable[[str], None])
 def _is_finite(embedding: Sequence[float]) -> bool:
     """Whether every value is a finite 32-bit number.
 
-    A sum shows NaN and infinity at a tenth of the cost of looking at each value; only a sum
-    that cannot tell has them looked at.
+    The length of the vector bounds each value, is NaN or infinity where one is, and costs a tenth
+    of looking at each; only a length that cannot tell has them looked at.
     """
+    if isinstance(embedding, np.ndarray):
+        return bool(np.isfinite(embedding).all())
     try:
-        total = float(sum(embedding))
-    except TypeError:
+        if math.hypot(*embedding) <= _FLOAT32_MAX:
+            return True
+        return all(abs(value) <= _FLOAT32_MAX for value in embedding)
+    except (TypeError, OverflowError):
         return False
-    if abs(total) <= _FLOAT32_MAX:
-        return True
-    return all(math.isfinite(value) and abs(value) <= _FLOAT32_MAX for value in embedding)
 
 
 def _fits(value: int, bits: int) -> bool:
@@ -295,17 +329,34 @@ def _scalar_problem(column: Column, value: Any) -> str | None:
     if kind == DataType.BOOL:
         return None if isinstance(value, bool) else f"is {value!r}, neither true nor false"
     if kind in (DataType.FLOAT, DataType.DOUBLE):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return None if number else f"is {value!r}, no number"
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return f"is {value!r}, no number"
+        # Milvus would store infinity.
+        over = kind == DataType.FLOAT and abs(value) > _FLOAT32_MAX
+        return f"is {value}, out of range" if over else None
     if kind == DataType.VARCHAR:
         if not isinstance(value, str):
             return f"is {value!r}, no text"
-        size = len(value.encode())
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError as error:
+            return f"has a lone surrogate at position {error.start}, which UTF-8 lacks"
         over = column.max_bytes is not None and size > column.max_bytes
         return f"takes {size} bytes, Milvus allows {column.max_bytes}" if over else None
     if kind == DataType.ARRAY:
         return None if isinstance(value, list) else f"is {value!r}, no list"
+    if kind == DataType.JSON:
+        # pymilvus parses texts, and servers take objects only.
+        if not isinstance(value, dict):
+            return f"is {value!r}, no JSON object"
+        size = len(_compact_json(value).encode())
+        over = size > MAX_DYNAMIC_BYTES
+        return f"takes {size} bytes as JSON, Milvus allows {MAX_DYNAMIC_BYTES}" if over else None
     return None
+
+
+def _compact_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _node_json(node: BaseNode) -> str:
@@ -320,6 +371,8 @@ def _node_json(node: BaseNode) -> str:
     resource = data.get("text_resource")
     if resource is not None:
         others = {k: v for k, v in resource.items() if k != "text" and v is not None}
+        if resource["text"] is None:
+            others["text"] = None  # no text is not an empty text, which its column has for both
         if others:
             data["text_resource"] = others
         else:
@@ -332,7 +385,10 @@ def _node_json(node: BaseNode) -> str:
 
 def _plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata as JSON can carry it, for the dynamic field and the scalar columns."""
-    if all(type(value) in (str, bool, int, type(None)) for value in metadata.values()):
+    if all(
+        type(key) is str and type(value) in (str, bool, int, type(None))
+        for key, value in metadata.items()
+    ):
         return dict(metadata)
     plain: dict[str, Any] = json.loads(json.dumps(metadata, allow_nan=False, default=_to_json))
     return plain
@@ -444,7 +500,7 @@ def _node_from_json(content: str, class_name: str | None, text: Any, node_id: st
         if not isinstance(node, Node):
             node.set_content(text or "")
         elif resource is not None:
-            node.text_resource = MediaResource(**{**resource, "text": text})
+            node.text_resource = MediaResource(**{"text": text, **resource})
         elif not stored_resource:
             node.text_resource = MediaResource(text=text)
     except Exception as error:

@@ -63,15 +63,22 @@ class NodeError(MilvusVectorStoreError, ValueError):
     """
 
     _SHOWN = 10
+    _SHOWN_CHARACTERS = 400  # of a problem; ids and keys may be as long as Milvus allows
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
         self.problems = list(problems)
         shown = [
-            f"node {node_id!r}: {problem}" for node_id, problem in self.problems[: self._SHOWN]
+            f"node {self._short(node_id)!r}: {self._short(problem)}"
+            for node_id, problem in self.problems[: self._SHOWN]
         ]
         if len(self.problems) > self._SHOWN:
             shown.append(f"and {len(self.problems) - self._SHOWN} more (see .problems)")
         super().__init__("Nothing was written. " + "; ".join(shown))
+
+    @classmethod
+    def _short(cls, text: str) -> str:
+        half = cls._SHOWN_CHARACTERS // 2
+        return text if len(text) <= 2 * half else f"{text[:half]} … {text[-half:]}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.problems,)

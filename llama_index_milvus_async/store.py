@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import math
-import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import Enum
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 from llama_index.core.schema import BaseNode
@@ -27,15 +24,26 @@ from llama_index.core.vector_stores.utils import (
 )
 from pymilvus import AsyncMilvusClient, DataType, MilvusClient
 
+from ._arguments import (
+    check_consistency_level,
+    check_dense,
+    check_dim,
+    check_distinct,
+    check_metric,
+    check_name,
+    check_output_fields,
+    check_positive,
+    check_ranker,
+    check_scalar_fields,
+    check_timeout,
+    check_uri,
+    one_of,
+    split_credentials,
+    validation_message,
+)
 from ._backend import Address, Backend, Connections, Once, run_sync
 from ._core import Core, DeleteOptions, GetOptions, Overwrite, Ready, WriteOptions, make_ready
-from ._schema import (
-    MAX_DIMENSION,
-    NODE_CONTENT_FIELD,
-    NODE_TYPE_FIELD,
-    SCALAR_TYPES,
-    CollectionSettings,
-)
+from ._schema import CollectionSettings
 from ._search import SearchOptions, read_options
 from .errors import ConfigurationError
 
@@ -51,10 +59,6 @@ DEFAULT_BATCH_SIZE = 100
 DEFAULT_TIMEOUT = 60.0
 #: RPCs at once on one event loop; more gain nothing on a server of two cores.
 DEFAULT_MAX_IN_FLIGHT = 8
-
-CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
-METRICS = {"ip": "IP", "l2": "L2", "euclidean": "L2", "cosine": "COSINE"}
-RANKERS = ("RRFRanker", "WeightedRanker")
 
 # Fields of the base classes, which `to_dict` writes and which are no arguments.
 _INHERITED = frozenset({"stores_text", "is_embedding_query", "stores_node", "class_name"})
@@ -235,47 +239,47 @@ class MilvusVectorStore(BasePydanticVectorStore):
         client_options = {**kwargs.pop("client_options", {}), **kwargs}
         client_options = {k: v for k, v in client_options.items() if k not in _INHERITED}
         password = client_options.pop("password", None) or ""
-        uri, uri_token = _split_credentials(_check_uri(uri))
+        uri, uri_token = split_credentials(check_uri(uri))
         arguments = {
             "uri": uri,
             "token": token or uri_token,
             "password": password,
-            "collection_name": _check_name("collection_name", collection_name),
+            "collection_name": check_name("collection_name", collection_name),
             "overwrite": overwrite,
             "upsert_mode": upsert_mode,
             "collection_properties": collection_properties,
-            "doc_id_field": _check_name("doc_id_field", doc_id_field),
-            "text_key": _check_name("text_key", text_key),
+            "doc_id_field": check_name("doc_id_field", doc_id_field),
+            "text_key": check_name("text_key", text_key),
             "scalar_field_names": scalar_field_names,
-            "scalar_field_types": _check_scalar_fields(scalar_field_names, scalar_field_types),
-            "enable_dense": _check_dense(enable_dense, enable_sparse),
-            "dim": _check_dim(dim, overwrite),
-            "embedding_field": _check_name("embedding_field", embedding_field),
+            "scalar_field_types": check_scalar_fields(scalar_field_names, scalar_field_types),
+            "enable_dense": check_dense(enable_dense, enable_sparse),
+            "dim": check_dim(dim, overwrite),
+            "embedding_field": check_name("embedding_field", embedding_field),
             "enable_sparse": enable_sparse,
             "sparse_embedding_field": sparse_embedding_field,
             "sparse_embedding_function": sparse_embedding_function,
-            "index_management": _one_of("index_management", index_management, IndexManagement),
-            "batch_size": _check_positive("batch_size", batch_size),
+            "index_management": one_of("index_management", index_management, IndexManagement),
+            "batch_size": check_positive("batch_size", batch_size),
             "index_config": index_config or {},
             "sparse_index_config": sparse_index_config or {},
             "search_config": search_config or {},
-            "similarity_metric": _check_metric(similarity_metric),
+            "similarity_metric": check_metric(similarity_metric),
             "consistency_level": check_consistency_level(consistency_level),
-            "output_fields": _check_output_fields(output_fields),
+            "output_fields": check_output_fields(output_fields),
             "hybrid_ranker": hybrid_ranker,
-            "hybrid_ranker_params": _check_ranker(hybrid_ranker, hybrid_ranker_params),
+            "hybrid_ranker_params": check_ranker(hybrid_ranker, hybrid_ranker_params),
             "use_async_client": use_async_client,
-            "id_field": _check_name("id_field", id_field),
-            "timeout": _check_timeout(timeout),
-            "max_in_flight": _check_positive("max_in_flight", max_in_flight),
+            "id_field": check_name("id_field", id_field),
+            "timeout": check_timeout(timeout),
+            "max_in_flight": check_positive("max_in_flight", max_in_flight),
             "client_options": client_options,
         }
-        _check_distinct(arguments)
+        check_distinct(arguments)
         try:
             super().__init__(**arguments)
         except ValidationError as error:
             # Not chained: pydantic's text shows the values, and one may be a password.
-            raise ConfigurationError(_validation_message(error)) from None
+            raise ConfigurationError(validation_message(error)) from None
         self._overwrite = Overwrite(pending=self.overwrite)
         self._connect_lazily()
 
@@ -552,12 +556,12 @@ class MilvusVectorStore(BasePydanticVectorStore):
         Raises:
             ServerError: Milvus refused or could not be reached.
         """
-        _check_timeout(timeout)
+        check_timeout(timeout)
         return self._block(lambda core: core.clear(timeout))
 
     async def aclear(self, *, timeout: float | None = None) -> None:
         """Delete every node without blocking the event loop; see `clear`."""
-        _check_timeout(timeout)
+        check_timeout(timeout)
         return await self._await(lambda core: core.clear(timeout))
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
@@ -621,202 +625,5 @@ def _read_options(cls: type[Any], operation: str, arguments: dict[str, Any]) -> 
     level = arguments.get("consistency_level")
     if level is not None:
         arguments = {**arguments, "consistency_level": check_consistency_level(level)}
-    _check_timeout(arguments.get("timeout"))
+    check_timeout(arguments.get("timeout"))
     return read_options(cls, operation, arguments)
-
-
-# -- argument checks -------------------------------------------------------------------------
-
-
-def _check_uri(uri: Any) -> str:
-    # pymilvus refuses pathlib.Path with a message about something else.
-    text = str(uri)
-    if not text:
-        raise ConfigurationError(
-            'uri is empty; pass a server\'s address such as "http://localhost:19530", or a path '
-            'that ends in ".db"'
-        )
-    is_file = text.endswith(".db")
-    # pymilvus would take "http://host/x.db" for a file.
-    if is_file if "://" in text else not is_file and not text.startswith("unix:"):
-        raise ConfigurationError(
-            f"uri is {_without_credentials(text)!r}; it must be a server's address such as "
-            '"http://localhost:19530", or a path that ends in ".db" for Milvus Lite'
-        )
-    return text
-
-
-def _without_credentials(text: str) -> str:
-    """Cut out of a malformed URI what may be a user and a password."""
-    return re.sub(r"^(\w+://)?.*@", r"\1***@", text, flags=re.DOTALL)
-
-
-def _split_credentials(uri: str) -> tuple[str, str]:
-    """Take `user:password` out of a URI, so that the URI can be shown."""
-    if "://" not in uri or "@" not in uri:
-        return uri, ""
-    try:
-        parts = urlsplit(uri)
-        malformed = "@" in f"{parts.path}{parts.query}{parts.fragment}"
-    except ValueError:
-        malformed = True
-    if malformed:
-        # A "/", "?" or "#" ends the part before the host: the password would stay in the URI.
-        raise ConfigurationError(
-            f"uri is {_without_credentials(uri)!r}; characters such as / ? # [ ] in the user or "
-            "password have to be percent-encoded, or pass them as token"
-        )
-    credentials, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=host)), unquote(credentials)
-
-
-def _check_name(argument: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{argument} is {value!r}; it must be a name")
-    return value
-
-
-def _check_distinct(arguments: Mapping[str, Any]) -> None:
-    roles = ("id_field", "doc_id_field", "text_key", "embedding_field")
-    taken = {
-        NODE_CONTENT_FIELD: "the serialized node",
-        NODE_TYPE_FIELD: "the node's class",
-    }
-    names = [(role, arguments[role]) for role in roles]
-    names += [("scalar_field_names", name) for name in arguments["scalar_field_names"] or ()]
-    for role, name in names:
-        if name in taken:
-            raise ConfigurationError(
-                f"{role} is {name!r}, the name of {taken[name]} already; fields need distinct names"
-            )
-        taken[name] = role
-
-
-def _check_scalar_fields(names: Any, types: Any) -> list[DataType] | None:
-    if len(names or ()) != len(types or ()):
-        raise ConfigurationError(
-            f"scalar_field_names has {len(names or ())} names and scalar_field_types "
-            f"{len(types or ())} types; each name needs one type"
-        )
-    allowed = [data_type.name for data_type in SCALAR_TYPES]
-    for name, data_type in zip(names or (), types or (), strict=True):
-        _check_name("scalar_field_names", name)
-        if data_type not in SCALAR_TYPES:
-            raise ConfigurationError(
-                f"scalar_field_types has {data_type!r} for {name!r}; allowed are DataType.{allowed}"
-            )
-    return None if types is None else [DataType(data_type) for data_type in types]
-
-
-def _check_dense(enable_dense: bool, enable_sparse: bool) -> bool:
-    if enable_sparse:
-        raise ConfigurationError(
-            "enable_sparse=True: sparse and hybrid retrieval are not supported by this version; "
-            "leave it out for dense retrieval"
-        )
-    if not enable_dense:
-        raise ConfigurationError("enable_dense=False leaves nothing to search; it must be True")
-    return enable_dense
-
-
-def _check_dim(dim: Any, overwrite: bool) -> int | None:
-    if dim is None:
-        if overwrite:
-            raise ConfigurationError(
-                "dim is missing: overwrite=True creates a new collection, which needs the "
-                "dimension of the embeddings, for example dim=384"
-            )
-        return None
-    if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= MAX_DIMENSION:
-        raise ConfigurationError(f"dim is {dim!r}; it must be an integer in 1..{MAX_DIMENSION}")
-    return dim
-
-
-def _check_output_fields(fields: Any) -> list[str]:
-    if isinstance(fields, str):
-        raise ConfigurationError(f"output_fields is {fields!r}; it must be a list of names")
-    return list(fields or [])
-
-
-def _validation_message(error: ValidationError) -> str:
-    problems = [
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
-    ]
-    return "; ".join(problems)
-
-
-def _check_positive(argument: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{argument} is {value!r}; it must be an integer of at least 1")
-    return value
-
-
-def _check_timeout(timeout: Any) -> float | None:
-    if timeout is None:
-        return None
-    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if not number or not 0 < timeout < math.inf:
-        raise ConfigurationError(
-            f"timeout is {timeout!r}; it must be a number of seconds above 0, or None"
-        )
-    return float(timeout)
-
-
-def _check_metric(metric: Any) -> str:
-    canonical = METRICS.get(str(metric).lower())
-    if canonical is None:
-        raise ConfigurationError(
-            f"similarity_metric is {metric!r}; it must be one of {sorted(METRICS)}"
-        )
-    return canonical
-
-
-def check_consistency_level(level: Any) -> str:
-    """Return the level as Milvus spells it.
-
-    Raises:
-        ConfigurationError: There is no such level.
-    """
-    return str(_one_of("consistency_level", level, CONSISTENCY_LEVELS))
-
-
-def _one_of(argument: str, value: Any, allowed: Any) -> Any:
-    """Look a value up among enumeration members or names, names in any case."""
-    choices = list(allowed)
-    for choice in choices:
-        if value == choice or str(value).lower() == str(getattr(choice, "value", choice)).lower():
-            return choice
-    shown = [getattr(choice, "value", choice) for choice in choices]
-    raise ConfigurationError(f"{argument} is {value!r}; it must be one of {shown}")
-
-
-def _check_ranker(ranker: Any, params: Any) -> dict[str, Any]:
-    if ranker not in RANKERS:
-        raise ConfigurationError(f"hybrid_ranker is {ranker!r}; it must be one of {list(RANKERS)}")
-    if not isinstance(params, (Mapping, type(None))):
-        raise ConfigurationError(
-            f'hybrid_ranker_params is {params!r}; it must be a dictionary, such as {{"k": 60}}'
-        )
-    checked: dict[str, Any] = dict(params or {})
-    key = {"RRFRanker": "k", "WeightedRanker": "weights"}[ranker]
-    unknown = sorted(set(checked) - {key})
-    if unknown:
-        raise ConfigurationError(f"hybrid_ranker_params has {unknown}; {ranker} takes only {key!r}")
-    if key == "k" and key in checked:
-        k = checked[key]
-        if not isinstance(k, (int, float)) or isinstance(k, bool) or not 0 < k < 16_384:
-            raise ConfigurationError(
-                f"hybrid_ranker_params has k={k!r}; it must be a number in (0, 16384)"
-            )
-    if key == "weights" and key in checked:
-        weights = checked[key]
-        if (
-            not isinstance(weights, (list, tuple))
-            or len(weights) != 2
-            or not all(isinstance(w, (int, float)) and 0 <= w <= 1 for w in weights)
-        ):
-            raise ConfigurationError(
-                f"hybrid_ranker_params has weights={weights!r}; they must be two numbers in 0..1, "
-                "dense and sparse"
-            )
-    return checked

@@ -369,9 +369,8 @@ async def test_a_similarity_cutoff_cuts_right_in_every_metric(metric_store, colo
     assert [each.node.node_id for each in kept] == [node_id for node_id, _ in expected[:7]]
 
 
-async def test_the_node_itself_has_similarity_one_for_l2(metric_store, coloured):
-    if metric_store.similarity_metric != "L2":
-        pytest.skip("the other metrics are not bounded by the node itself")
+@pytest.mark.parametrize("metric_store", ["L2"], indirect=True)
+async def test_for_l2_the_node_itself_has_similarity_one_and_no_other(metric_store, coloured):
     result = await coloured(metric_store).query(query_for(query_embedding=NODES[5].embedding))
     assert (result.ids[0], result.similarities[0]) == ("node-5", 1.0)
     assert all(0 < similarity < 1 for similarity in result.similarities[1:])
