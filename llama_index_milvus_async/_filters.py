@@ -87,6 +87,12 @@ _KEYWORDS = (
     r"|_partition|_seq"
 )
 
+#: Keys that the server loses its way with, even in quotes. It splits a path at `][`, and 2.3.5 dies
+#: of what remains; it compares a key with the text of the row's JSON, where control characters
+#: other than newline, CR and tab are spelled `\u0001`; and from 2.4 on it decodes a `\u0041` that
+#: was meant as it stands (parser_visitor.go, getColumnInfoFromJSONIdentifier).
+_UNADDRESSABLE = re.compile(r"\]\[|[\x00-\x08\x0b\x0c\x0e-\x1f]|\\u[0-9A-Fa-f]{4}")
+
 #: LlamaIndex stores the id of a node's document in its metadata under all of these
 #: (`llama_index.core.vector_stores.utils.node_to_metadata_dict`).
 _DOC_ID_KEYS = frozenset({"doc_id", "document_id", "ref_doc_id"})
@@ -1110,6 +1116,11 @@ def _json(columns: Columns, path: Sequence[str], column: str | None) -> _Json:
     first = path[0]
     if not first:
         raise FilterError("the key is empty; Milvus cannot address it")
+    if not columns.dialect.is_lite and any(map(_UNADDRESSABLE.search, path)):
+        raise FilterError(
+            "Milvus cannot address a key with '][', with a control character, or with a backslash, "
+            "'u' and four hexadecimal digits; store the value under another key"
+        )
     if column is not None:
         head, steps = _column_name(column), path
     elif _is_plain(first) and first not in columns.types:
