@@ -45,6 +45,9 @@ DELETE_SETTLES_AFTER = 3.0
 #: How long a slice of conversion may hold the event loop, in seconds.
 _SLICE = 0.004
 
+# What pymilvus packs rows for, in one go.
+_PACKING = ("insert", "upsert")
+
 # Idle connections to Lite are cut ("too_many_pings") with pymilvus' pings every 10 s.
 _LITE_GRPC_OPTIONS = {"grpc.keepalive_time_ms": 300_000}
 
@@ -219,6 +222,10 @@ class Backend(ABC):
             return None
         description: Mapping[str, Any] = await self._call("describe_collection", name, timeout=None)
         return description
+
+    async def has_partition(self, name: str, partition_name: str, timeout: float | None) -> bool:
+        """Whether a collection has a partition."""
+        return bool(await self._call("has_partition", name, partition_name, timeout=timeout))
 
     async def create_collection(
         self, name: str, schema: CollectionSchema, consistency_level: str
@@ -464,54 +471,45 @@ class AsyncBackend(Backend):
             client = await self.connect()
             async with self._in_flight:
                 with translated(method, self._connections.address):
-                    return await getattr(client, method)(*args, timeout=deadline, **kwargs)
+                    call = partial(getattr(client, method), *args, timeout=deadline, **kwargs)
+                    return await (self._in_turn(call) if method in _PACKING else call())
         finally:
             self._calls -= 1
 
-    async def once(self, once: Once[T]) -> T:
-        return await once.aget()
+    async def _in_turn(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Make a call that packs rows.
 
-    async def insert(
-        self,
-        name: str,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        upsert: bool,
-        partition_name: str | None,
-        timeout: float | None,
-    ) -> None:
-        """Insert or upsert rows.
-
-        pymilvus packs the rows in the first step of its coroutine. Packings take turns, one in
-        each iteration of the loop, or those of concurrent calls would add up to one long stall.
+        pymilvus packs them in the first step of its coroutine. Packings take turns, one in each
+        iteration of the loop, or those of concurrent calls would add up to one long stall.
         """
-        insert = partial(
-            super().insert, upsert=upsert, partition_name=partition_name, timeout=timeout
-        )
         async with self._turn:
             if not self._schema_is_known:
-                # The first insert asks for the schema before it packs: its turn is the whole call.
-                await insert(name, rows)
+                # The first one asks for the schema before it packs: its turn is all of it.
+                result = await call()
                 self._schema_is_known = True
-                return
-            task = asyncio.ensure_future(insert(name, rows))
+                return result
+            task = asyncio.ensure_future(call())
             try:
                 await asyncio.sleep(0)
             except BaseException:
                 task.cancel()
                 raise
-        await task
+        return await task
+
+    async def once(self, once: Once[T]) -> T:
+        return await once.aget()
 
     async def _delete(
         self, name: str, expression: str, partition_name: str | None, timeout: float | None
     ) -> object:
         """Delete, and see the server's errors.
 
-        `AsyncMilvusClient.delete` answers `{}` both when nothing matched and when the server
-        refused. Deleting again is harmless, and the blocking client does report errors.
+        `AsyncMilvusClient.delete` answers with a count of 0 both when nothing matched and when
+        the server refused. Deleting again is harmless, and the blocking client does report
+        errors. (The answer is never false, even where it is shown as `{}`; some are lists of ids.)
         """
         deleted = await super()._delete(name, expression, partition_name, timeout)
-        if not deleted:
+        if isinstance(deleted, Mapping) and not deleted.get("delete_count"):
             blocking = SyncBackend(self._connections)
             again = blocking._delete(name, expression, partition_name, timeout)
             deleted = await asyncio.to_thread(run_sync, again)

@@ -21,7 +21,7 @@ from llama_index.core.vector_stores.types import (
 
 from . import _filters
 from ._backend import Backend, Once
-from ._filters import Dialect
+from ._expressions import Dialect
 from ._rows import PackedRow, RowPacker, RowReader
 from ._schema import (
     CollectionSettings,
@@ -224,6 +224,12 @@ class Core:
                 f"collection {layout.collection_name!r} numbers its rows itself (auto_id), so that "
                 "nodes cannot keep their ids: it can be read and queried, not added to"
             )
+        if layout.unfilled_vectors:
+            raise CollectionError(
+                f"collection {layout.collection_name!r} needs a vector for each of the fields "
+                f"{layout.unfilled_vectors} as well, and a node has one embedding, for "
+                f"{layout.embedding_field!r}: it can be read and queried, not added to"
+            )
         packer = RowPacker(layout)
         rows = await self._backend.convert(nodes, packer.pack)
         packer.raise_problems()
@@ -301,7 +307,13 @@ class Core:
         if node_ids is not None and not node_ids:
             return
         layout = (await self.ready()).layout
-        await self._delete(self._selections(layout, node_ids, filters), layout, options)
+        expressions = self._selections(layout, node_ids, filters)
+        if "" in expressions:
+            raise QueryError(
+                "delete_nodes() got filters that every node passes; to delete everything call "
+                "clear()"
+            )
+        await self._delete(expressions, layout, options)
 
     async def clear(self, timeout: float | None) -> None:
         """Delete every row; collection, index, partitions, aliases and grants stay."""
@@ -312,13 +324,34 @@ class Core:
     async def _delete(
         self, expressions: Sequence[str], layout: Layout, options: DeleteOptions
     ) -> None:
+        partition = options.milvus_partition_name
+        if partition is not None and layout.dialect.is_lite:
+            expressions = await self._within_partition(
+                partition, expressions, layout, options.timeout
+            )
         for expression in expressions:
             await self._backend.delete(
                 layout.collection_name,
                 expression,
-                partition_name=options.milvus_partition_name,
+                partition_name=partition,
                 timeout=options.timeout,
             )
+
+    async def _within_partition(
+        self, partition: str, expressions: Sequence[str], layout: Layout, timeout: float | None
+    ) -> list[str]:
+        """Select by primary key what expressions match in the partition of a delete.
+
+        Milvus Lite (up to 3.2.2) deletes what they match in every partition.
+        """
+        if not await self._backend.has_partition(layout.collection_name, partition, timeout):
+            raise ServerError("delete", f"partition not found: {partition!r}")
+        within = ReadOptions(milvus_partition_names=partition, timeout=timeout)
+        ids: list[str] = []
+        for expression in expressions:
+            rows = await self._read_all(layout, expression, [layout.primary_key], within)
+            ids += [str(row[layout.primary_key]) for row in rows]
+        return [_filters.ids_expression(layout.filter_columns, chunk) for chunk in _chunks(ids)]
 
     async def get_nodes(
         self,

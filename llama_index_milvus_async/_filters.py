@@ -1,42 +1,17 @@
 """Filters, ids and doc ids as one boolean expression of Milvus.
 
-This is the only module in which a value becomes text of an expression: every value passes
-`literal`, every key `_target`. What cannot be expressed raises `FilterError`; nothing is
-dropped or approximated, since a lost filter shows one tenant's rows to another.
+What cannot be expressed raises `FilterError`; nothing is dropped or approximated, since a lost
+filter shows one tenant's rows to another. How a thing is said to each engine is in
+`_expressions`.
 
 What an operator means is what `llama_index.core.vector_stores.utils.build_metadata_filter_fn`
 says, the function behind `SimpleVectorStore`: a row without the key, or with null, matches `NE`,
 `NIN` and `IS_EMPTY` only, and a comparison of values that do not compare matches nothing.
-
-The engines' own logic is another one, and differs between them:
-
-- Milvus before 2.6 knows true and false: what does not compare is false, and its negation true.
-- Milvus Lite and Milvus from 2.6 on also know *unknown* (milvus#46820, milvus#50699): a missing
-  key or a value of another type makes a comparison unknown, `not` leaves it unknown, and the row
-  is lost.
-
-So a negation is never put before a finished expression. It is carried down to the comparisons
-(the parameter `positive`), and each kind of target knows how to say both "matches" and "does not
-match" so that they are *true* on the right rows in the logic of its engine.
-
-A key with dots is the literal key where the row has it, else a path into nested metadata. Not
-told apart, for want of words in the engines' languages: before Milvus 2.6 a mapping from null
-(`IS_EMPTY` matches both); from 2.6 on an empty list from null. A value that is itself a mapping
-matches neither a comparison of size nor its negation on Milvus Lite, and from Milvus 2.6 on no
-negation at all. `CONTAINS`, `ANY` and `ALL` do not look at the keys of a mapping; where `like`
-cannot find a text inside another (`_can_find`), rows with text under the key match neither them
-nor their negation; nor do, on Milvus Lite, rows with a list under a literal key with dots.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-import operator
-import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -53,126 +28,24 @@ from llama_index.core.vector_stores.types import (
     MetadataFilter,
     MetadataFilters,
 )
-from pymilvus import DataType
 
+from ._expressions import (
+    INTEGER,
+    Columns,
+    Expr,
+    Scalar,
+    Target,
+    all_of,
+    any_of,
+    column_name,
+    enclosed,
+    listed,
+    literal,
+    no_row,
+    rendered,
+    target_of,
+)
 from .errors import FilterError
-
-#: An expression; `True` and `False` stand for "every row" and "no row" until the end.
-Expr: TypeAlias = str | bool
-Scalar: TypeAlias = str | int | float
-
-#: What an expression can hold of a 64-bit integer: the sign is an operator of its own, so that
-#: -2**63 would be read as -(2**63).
-_MAX_INTEGER = 2**63 - 1
-#: Below it every integer is a double of its own.
-_MAX_EXACT_DOUBLE = 2**53
-#: Every number of a row is at least this.
-_LEAST_DOUBLE = "-1.7976931348623157e+308"
-#: Letters in the value of TEXT_MATCH_INSENSITIVE where each spelling is a pattern: at most 256.
-_MAX_CASED_LETTERS = 8
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
-
-#: Words that no version of Milvus (Plan.g4) reads as a name.
-_OLD_KEYWORDS = (
-    r"and|or|not|in|like|exists|true|false|(json|array)_contains(_all|_any)?|array_length"
-)
-#: The same, with the words that came later, up to Milvus 3.0, and those of Milvus Lite
-#: (tokens.py, semantic.py).
-_KEYWORDS = (
-    rf"{_OLD_KEYWORDS}|is|null|iso|interval|threshold|minimum_should_match|element_filter"
-    r"|random_sample|(text|phrase)_match|match_(all|any|exact|least|most)"
-    r"|st_(contains|crosses|dwithin|equals|intersects|isvalid|overlaps|touches|within)"
-    r"|_partition|_seq"
-)
-
-#: Keys that the server loses its way with, even in quotes. It splits a path at `][`, and 2.3.5 dies
-#: of what remains; it compares a key with the text of the row's JSON, where control characters
-#: other than newline, CR and tab are spelled `\u0001`; and from 2.4 on it decodes a `\u0041` that
-#: was meant as it stands (parser_visitor.go, getColumnInfoFromJSONIdentifier).
-_UNADDRESSABLE = re.compile(r"\]\[|[\x00-\x08\x0b\x0c\x0e-\x1f]|\\u[0-9A-Fa-f]{4}")
-
-#: LlamaIndex stores the id of a node's document in its metadata under all of these
-#: (`llama_index.core.vector_stores.utils.node_to_metadata_dict`).
-_DOC_ID_KEYS = frozenset({"doc_id", "document_id", "ref_doc_id"})
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """What the expression language of the connected engine can do.
-
-    Attributes:
-        engine: `"Milvus"` or `"Milvus Lite"`.
-        version: The engine's version, e.g. `(2, 6, 3)`.
-    """
-
-    engine: str
-    version: tuple[int, ...]
-
-    @classmethod
-    def parse(cls, server_version: str) -> Dialect:
-        """Read the answer of `get_server_version`.
-
-        `"milvus_lite-3.2.2"` is Milvus Lite; `"v2.3.5-lite"` is not, it is how the standalone
-        server of the PyPI package `milvus` calls itself. A text without a version number, such
-        as that of a build from a branch, is taken for Milvus 2.6.
-        """
-        lite = re.match(r"milvus[-_ ]?lite\D*(\d+(?:\.\d+)*)", server_version, re.IGNORECASE)
-        if lite:
-            return cls("Milvus Lite", _version(lite[1]))
-        milvus = re.match(r"\s*v?(\d+(?:\.\d+)+)", server_version, re.IGNORECASE)
-        return cls("Milvus", _version(milvus[1]) if milvus else (2, 6))
-
-    def __str__(self) -> str:
-        return f"{self.engine} {'.'.join(map(str, self.version))}"
-
-    @property
-    def is_lite(self) -> bool:
-        """Whether the engine is Milvus Lite."""
-        return self.engine == "Milvus Lite"
-
-    @property
-    def is_two_valued(self) -> bool:
-        """Whether a comparison that fails is false, rather than unknown."""
-        return not self.is_lite and self.version < (2, 6)
-
-    @property
-    def has_infix_like(self) -> bool:
-        """Whether `like` finds text anywhere, not only at the beginning (milvus#30288)."""
-        return self.is_lite or self.version >= (2, 4)
-
-    @property
-    def has_regex(self) -> bool:
-        """Whether there is `=~` (milvus#48951)."""
-        return not self.is_lite and self.version >= (3,)
-
-    @property
-    def has_null(self) -> bool:
-        """Whether columns can be null, and `is null` asks for it."""
-        return self.is_lite or self.version >= (2, 5)
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """What an expression has to know of a collection.
-
-    Attributes:
-        primary_key: Name of the primary key's column.
-        primary_key_is_integer: Whether it is INT64; VARCHAR otherwise.
-        doc_id: Column, or key of the dynamic field, that holds the id of a node's document;
-            `None` when the collection has none.
-        types: The type of every real column, the primary key included.
-        dynamic: Whether the dynamic field is enabled.
-        dialect: The expression language of the engine.
-    """
-
-    primary_key: str
-    primary_key_is_integer: bool
-    doc_id: str | None
-    types: Mapping[str, DataType]
-    dynamic: bool
-    dialect: Dialect
 
 
 class FilterOperatorFunction(str, Enum):
@@ -291,8 +164,8 @@ def build_expression(
     if string_expr is not None and string_expr.strip():
         parts.append(f"({_checked(string_expr)})")
     if False in parts:
-        return _no_row(columns)
-    return " and ".join(_enclosed(part) for part in parts if isinstance(part, str))
+        return no_row(columns)
+    return " and ".join(enclosed(part) for part in parts if isinstance(part, str))
 
 
 def ids_expression(columns: Columns, ids: Sequence[str]) -> str:
@@ -301,7 +174,7 @@ def ids_expression(columns: Columns, ids: Sequence[str]) -> str:
     Raises:
         FilterError: The primary key is an integer and an id is not, or an id is not text.
     """
-    name = _column_name(columns.primary_key)
+    name = column_name(columns.primary_key)
     values = [_id_literal(columns, each) for each in dict.fromkeys(_id_list("node ids", ids))]
     return f"{name} in [{', '.join(values)}]"
 
@@ -316,91 +189,21 @@ def doc_ids_expression(columns: Columns, doc_ids: Sequence[str]) -> str:
     if columns.doc_id is None:
         raise FilterError(
             "doc ids cannot be looked up: the collection has neither a column for them nor a "
-            f"dynamic field (its columns: {_listed(columns.types)})"
+            f"dynamic field (its columns: {listed(columns.types)})"
         )
-    return _rendered(columns, _target(columns, columns.doc_id).one_of(values, True))
+    return rendered(columns, target_of(columns, columns.doc_id).one_of(values, True))
 
 
 def everything_expression(columns: Columns) -> str:
     """Match every row, where Milvus does not take an empty expression."""
     lowest = str(-(2**63)) if columns.primary_key_is_integer else '""'
-    return f"{_column_name(columns.primary_key)} >= {lowest}"
+    return f"{column_name(columns.primary_key)} >= {lowest}"
 
 
 def next_page_expression(columns: Columns, expression: str, last_id: str | int) -> str:
     """Restrict an expression to the primary keys after `last_id`, the last one of a page."""
-    after = f"{_column_name(columns.primary_key)} > {_id_literal(columns, last_id)}"
+    after = f"{column_name(columns.primary_key)} > {_id_literal(columns, last_id)}"
     return f"({expression}) and {after}" if expression else after
-
-
-# Literals and names
-
-
-def literal(value: Scalar) -> str:
-    r"""Encode a value.
-
-    Text goes between double quotes with five escapes, `\\`, `\"`, `\n`, `\r` and `\t`; all else
-    is UTF-8 as it is. Milvus Lite refuses `\u` and `\x`.
-
-    Raises:
-        FilterError: The value is not text or a finite number, or the engines cannot read it.
-    """
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f'"{_unicode(value).translate(_ESCAPES)}"'
-    if isinstance(value, int):
-        if abs(value) > _MAX_INTEGER:
-            raise FilterError(
-                f"{value} is too large; integers in a Milvus expression lie between "
-                f"-(2**63 - 1) and 2**63 - 1"
-            )
-        return str(int(value))
-    if isinstance(value, float) and math.isfinite(value):
-        return repr(float(value))
-    raise FilterError(f"found {value!r}; a value is text or a finite number")
-
-
-_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
-
-
-def _unicode(text: str) -> str:
-    """Return text that can be encoded in UTF-8, which a lone surrogate cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise FilterError(f"found {text!r}, which is not valid Unicode") from None
-    return str(text)
-
-
-def _list_literal(values: Iterable[Scalar]) -> str:
-    return f"[{', '.join(map(literal, values))}]"
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a key can stand in an expression as it is.
-
-    `k-v == 1` would be a subtraction, which matches nothing without an error (pymilvus#3012).
-    """
-    return _NAME.fullmatch(name) is not None and not _is_keyword(name, _KEYWORDS)
-
-
-def _is_keyword(name: str, words: str) -> bool:
-    return re.fullmatch(words, name, re.IGNORECASE) is not None
-
-
-def _column_name(name: str) -> str:
-    """Return the name of a real column.
-
-    It has no quoted form, so that a name which is a keyword only to some engines is left as it is:
-    there the engine refuses the expression.
-    """
-    if not _NAME.fullmatch(name) or _is_keyword(name, _OLD_KEYWORDS):
-        raise FilterError(
-            f"the column {name!r} cannot be named in an expression: its name is a keyword of "
-            "Milvus or no plain name"
-        )
-    return name
 
 
 def _id_list(what: str, ids: Sequence[str]) -> Sequence[str]:
@@ -417,721 +220,11 @@ def _id_literal(columns: Columns, node_id: str | int) -> str:
     text = str(node_id)
     if not columns.primary_key_is_integer:
         return literal(text)
-    if not _INTEGER.fullmatch(text):
+    if not INTEGER.fullmatch(text):
         raise FilterError(
             f"node id {text!r} is no integer, but the primary key {columns.primary_key!r} is INT64"
         )
     return literal(int(text))
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(".")))
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, sorted(names))) or "none"
-
-
-# Logic. An expression that begins with a parenthesis is wholly inside it. `exists` gets
-# parentheses of its own: it binds weaker than `and` in Milvus 2.3.
-
-
-def _any(parts: Iterable[Expr]) -> Expr:
-    """At least one of the parts; no row where there are none."""
-    return _joined(" or ", parts, neutral=False)
-
-
-def _all(parts: Iterable[Expr]) -> Expr:
-    """All of the parts; every row where there are none."""
-    return _joined(" and ", parts, neutral=True)
-
-
-def _joined(word: str, parts: Iterable[Expr], *, neutral: bool) -> Expr:
-    every = list(parts)  # before any is dropped, so that each one is checked
-    if (not neutral) in every:
-        return not neutral
-    texts = [part for part in every if isinstance(part, str)]
-    if len(texts) > 1:
-        return f"({word.join(texts)})"
-    return texts[0] if texts else neutral
-
-
-def _not(part: Expr) -> Expr:
-    if isinstance(part, bool):
-        return not part
-    return f"not {_enclosed(part)}"
-
-
-def _enclosed(part: str) -> str:
-    return part if part.startswith("(") else f"({part})"
-
-
-def _no_row(columns: Columns) -> str:
-    """Match nothing; there are no constants: Milvus refuses `false` alone."""
-    return f"{_column_name(columns.primary_key)} in []"
-
-
-def _rendered(columns: Columns, part: Expr) -> str:
-    """Turn an expression into text; "every row" has none and cannot occur here."""
-    return part if isinstance(part, str) else _no_row(columns)
-
-
-# Text inside text
-
-
-def _substring(dialect: Dialect, target: str, needle: str) -> Expr:
-    """Test whether a text contains `needle`, the wildcards of `like` taken literally."""
-    if not dialect.has_infix_like:
-        raise FilterError(
-            f"{dialect} compares only the beginning of a text, while this operator finds text "
-            "anywhere; Milvus 2.4 and newer, and Milvus Lite, can"
-        )
-    if not _can_find(dialect, needle):
-        raise FilterError(
-            f"found {needle!r}; {dialect} cannot look for '%' or '_', or for a backslash at the "
-            "end, inside a text, because it does not always heed escapes; Milvus 2.4 and newer can"
-        )
-    if not needle:
-        return f'{target} like "%"'
-    pattern = needle if dialect.is_lite else re.sub(r"([\\%_])", r"\\\1", needle)
-    return f"{target} like {literal(f'%{pattern}%')}"
-
-
-def _can_find(dialect: Dialect, needle: str) -> bool:
-    """Whether `like` can look for a text, whatever the rows hold.
-
-    Lite evaluates an expression in Arrow or, when it has functions or meets values of several
-    types under one key, in Python. Python's side knows no escapes. Both read a backslash as
-    itself in a pattern `%text%` whose text has no wildcard and does not end in a backslash.
-    """
-    if dialect.is_lite:
-        return "%" not in needle and "_" not in needle and not needle.endswith("\\")
-    return dialect.has_infix_like
-
-
-def _substring_insensitive(dialect: Dialect, target: str, needle: str) -> Expr:
-    """Test whether a text contains `needle` in any mixture of upper and lower case.
-
-    Letters are paired by simple case mapping, as `str.lower` and `str.upper` do for one letter.
-    """
-    if dialect.has_regex:
-        # RE2: a backslash makes punctuation literal. It refuses one before an underscore.
-        escaped = re.sub(r"([!-/:-@\[-^`{-~])", r"\\\1", needle.lower())
-        return f"{target} =~ {literal('(?i)' + escaped)}" if needle else f'{target} like "%"'
-    spellings = [_cases(letter) for letter in needle.lower()]
-    cased = sum(len(each) > 1 for each in spellings)
-    if dialect.has_infix_like and cased > _MAX_CASED_LETTERS:
-        raise FilterError(
-            f"found a text with {cased} letters; {dialect} has no comparison without case, so "
-            "that every spelling becomes a pattern of its own, and for more than "
-            f"{_MAX_CASED_LETTERS} letters these are too many. Use a shorter text, or "
-            "TEXT_MATCH, or Milvus 3.0, which has regular expressions"
-        )
-    words = map("".join, itertools.product(*spellings))
-    return _any(_substring(dialect, target, word) for word in words)
-
-
-def _cases(letter: str) -> str:
-    upper = letter.upper()
-    return letter + upper if upper != letter and upper.lower() == letter else letter
-
-
-# Targets: what a filter is about. Each method returns the expression that is true for the rows
-# that match (`positive`), or for the rows that do not.
-
-
-class _Target(ABC):
-    """A column or a value in JSON."""
-
-    @abstractmethod
-    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        """The value equals one of `values`."""
-
-    @abstractmethod
-    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        """The value is less or greater; text compares with text, numbers with numbers."""
-
-    @abstractmethod
-    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        """The value is a list with, or a text that contains, any or every one of `values`."""
-
-    @abstractmethod
-    def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
-        """The value is a text that contains `needle`."""
-
-    @abstractmethod
-    def empty(self, positive: bool) -> Expr:
-        """There is no value, or null, an empty text or an empty list."""
-
-    @abstractmethod
-    def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        """The value is a list with any or every one of `values`."""
-
-    @abstractmethod
-    def has_length(self, length: int, positive: bool) -> Expr:
-        """The value is a list of `length` elements."""
-
-
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
-
-
-def _texts(values: Iterable[Scalar]) -> list[str]:
-    return [each for each in values if isinstance(each, str)]
-
-
-def _numbers(values: Iterable[Scalar]) -> list[int | float]:
-    """Return the numbers, whole ones as integers: the server compares those exactly."""
-    return [_whole(each) for each in values if not isinstance(each, str)]
-
-
-def _is_large(number: int | float) -> bool:
-    """Whether a double might stand for this integer and another one."""
-    return isinstance(number, int) and abs(number) >= _MAX_EXACT_DOUBLE
-
-
-def _whole(value: int | float) -> int | float:
-    whole = isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_INTEGER
-    return int(value) if whole or isinstance(value, bool) else value
-
-
-def _call(function: str, target: str, values: Sequence[Scalar], every: bool) -> Expr:
-    """Call `json_contains` or `array_contains`, or their variants for several values."""
-    if not values:
-        return every
-    if len(values) == 1 and not literal(values[0]).startswith("-"):  # Lite takes it in lists only
-        return f"{function}({target}, {literal(values[0])})"
-    return f"{function}_{'all' if every else 'any'}({target}, {_list_literal(values)})"
-
-
-class _Json(_Target):
-    """A value in the dynamic field or a JSON column, in the two-valued logic before Milvus 2.6.
-
-    Python says that `True == 1`, Milvus does not: a number that equals a boolean, or is less
-    than one, brings the boolean along.
-    """
-
-    def __init__(self, text: str, dialect: Dialect, key: str) -> None:
-        """Remember the target.
-
-        Args:
-            text: The value, as it is written in an expression.
-            dialect: The engine's language.
-            key: The last key that leads to it.
-        """
-        self.text = text
-        self.dialect = dialect
-        self.bare = not text.startswith("$meta")
-        self.nested = text.endswith("]")
-        self.dotted = _is_path(key)
-
-    # True for values of one kind, not true for all others. `number` needs only one comparison,
-    # since JSON has no infinities. A list is compared by `!=` with lists only.
-
-    @property
-    def exists(self) -> str:
-        return f"(exists {self.text})"
-
-    @property
-    def kinds(self) -> dict[str, Expr]:
-        return {
-            "number": f"{self.text} >= {_LEAST_DOUBLE}",
-            "boolean": f"({self.text} == true or {self.text} == false)",
-            "text": f'{self.text} like "%"',
-            "list": f"array_length({self.text}) != 0",
-        }
-
-    @property
-    def filled(self) -> Expr:
-        return _any([f'{self.text} > ""', *(self.kinds[k] for k in ("number", "boolean", "list"))])
-
-    def present(self, positive: bool) -> Expr:
-        # `exists` is true for null before 2.6; no comparison is.
-        present = _any([*self.kinds.values(), f"{self.text} != [0]"])
-        return present if positive else _not(present)
-
-    def decide(self, cases: Mapping[str, Expr], positive: bool) -> Expr:
-        """Match the rows for which one of the cases is true.
-
-        Args:
-            cases: For each kind of value that can match, what is true for those that do.
-            positive: `False` for the rows that do not match.
-        """
-        match = _any(cases.values())
-        return match if positive else _not(match)
-
-    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        texts, numbers = _texts(values), _numbers(values)
-        cases = {
-            "text": self._equal(texts),
-            "number": self._equal_numbers(numbers),
-            "boolean": self._booleans(lambda each: each in numbers),
-        }
-        return self.decide(cases, positive)
-
-    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        if isinstance(value, str):
-            return self.decide({"text": f"{self.text} {symbol} {literal(value)}"}, positive)
-        cases = {
-            "number": f"{self.text} {symbol} {literal(_whole(value))}",
-            "boolean": self._booleans(lambda each: _COMPARE[symbol](each, value)),
-        }
-        return self.decide(cases, positive)
-
-    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        if not values:
-            return self.present(positive) if every else not positive
-        texts = _texts(values)
-        join = _all if every else _any
-        if every and len(texts) < len(values):
-            in_text: Expr = False
-        elif not all(_can_find(self.dialect, each) for each in texts):
-            # Undecidable, so that rows with text match neither this nor its negation. Lists, for
-            # which the operator is meant, are not affected.
-            in_text = False if positive else self.kinds["text"]
-        else:
-            in_text = join(_substring(self.dialect, self.text, each) for each in texts)
-        return self.decide(
-            {"list": self._elements(values, every, positive), "text": in_text}, positive
-        )
-
-    def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
-        test = _substring_insensitive if insensitive else _substring
-        return self.decide({"text": test(self.dialect, self.text, needle)}, positive)
-
-    def empty(self, positive: bool) -> Expr:
-        return _not(self.filled) if positive else self.filled
-
-    def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        return self.decide({"list": self._elements(values, every, positive)}, positive)
-
-    def has_length(self, length: int, positive: bool) -> Expr:
-        return self.decide({"list": self._length(length)}, positive)
-
-    def _equal(self, values: Sequence[Scalar]) -> Expr:
-        if len(values) > 1:
-            return f"{self.text} in {_list_literal(values)}"
-        return f"{self.text} == {literal(values[0])}" if values else False
-
-    def _equal_numbers(self, numbers: Sequence[int | float]) -> Expr:
-        whole = [each for each in numbers if isinstance(each, int)]
-        broken = [each for each in numbers if not isinstance(each, int)]
-        return _any([self._equal(whole), self._equal(broken)])
-
-    def _booleans(self, accepts: Callable[[bool], bool]) -> Expr:
-        return _any(f"{self.text} == {literal(each)}" for each in (True, False) if accepts(each))
-
-    def _elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        """Test a list for elements.
-
-        The types go apart: lists of several types are an error. `json_contains(k, 1)` does not
-        find 1.0, `json_contains(k, 1.0)` finds both.
-        """
-        numbers = dict.fromkeys(_numbers(values))
-        doubles = [float(n) for n in numbers if n not in (0, 1) and not _is_large(n)]
-        large = [n for n in numbers if _is_large(n)]
-        groups: list[Sequence[Scalar]] = [_texts(values), doubles, large]
-        tests = [_call("json_contains", self.text, group, every) for group in groups if group]
-        for number in numbers:
-            if number in (0, 1):
-                spellings = (float(number), bool(number))
-                tests.append(
-                    _any(f"json_contains({self.text}, {literal(each)})" for each in spellings)
-                )
-        return (_all if every else _any)(tests)
-
-    def _length(self, length: int) -> Expr:
-        test = f"array_length({self.text}) == {literal(length)}"
-        # 0 is also the "length" of what is no list.
-        return test if length else _all([f"{self.text} != [0]", test])
-
-
-class _JsonOfThreeValues(_Json):
-    """A value in JSON where comparisons with values of another kind can be unknown: Milvus 2.6.
-
-    Right in the two-valued logic as well, which 2.6 had at first: what does not match is spelled
-    out for each kind of value, from expressions that are true for nothing else.
-    """
-
-    def present(self, positive: bool) -> Expr:
-        return self.exists if positive else _not(self.exists)
-
-    def decide(self, cases: Mapping[str, Expr], positive: bool) -> Expr:
-        if positive:
-            return _any(cases.values())
-        rest = [_all([test, _not(cases.get(kind, False))]) for kind, test in self.kinds.items()]
-        return _any([self.present(False), *rest])
-
-    def empty(self, positive: bool) -> Expr:
-        return _any([self.present(False), f'{self.text} == ""']) if positive else self.filled
-
-    def has_length(self, length: int, positive: bool) -> Expr:
-        if length == 0 and not positive:
-            raise FilterError(
-                f"{self.dialect} does not tell an empty list from a missing key, so that a "
-                "length other than 0 cannot be asked for; ask for what the list contains"
-            )
-        return super().has_length(length, positive)
-
-
-class _JsonInLite(_Json):
-    """A value in JSON in Milvus Lite.
-
-    Lite compares as Python does: booleans are numbers, `==` decides between all values that are
-    not null, and what Python refuses to compare is unknown. `in` is not used: it needs a bare
-    name, and a list or mapping in any row under that key makes the whole query fail ("unhashable
-    type: 'list'"). `json_contains` needs a bare name too, `array_length` one without a path.
-    """
-
-    @property
-    def kinds(self) -> dict[str, Expr]:
-        # As in Python, `"x" * 0` is "" and `[1] * 0` is [], which equal no number.
-        number = f"{self.text} * 0 == 0"
-        text = f'{self.text} like "%"'
-        return {"number": number, "text": text, "list": _all([_not(number), _not(text)])}
-
-    def present(self, positive: bool) -> Expr:
-        return self.exists if positive else _not(self.exists)
-
-    def decide(self, cases: Mapping[str, Expr], positive: bool) -> Expr:
-        match = _any(cases.values())
-        return match if positive else _any([self.present(False), _not(match)])
-
-    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        test = super().ordered(symbol, value, positive)
-        if positive:
-            return test
-        comparable = self.kinds["text" if isinstance(value, str) else "number"]
-        return _any([test, _not(comparable)])
-
-    def empty(self, positive: bool) -> Expr:
-        zero = f"{self.text} * 0"
-        if positive:
-            nothing = _all([f"{zero} == {self.text}", f"{self.text} != 0"])
-            return _any([self.present(False), nothing])
-        return _any([f"{zero} != {self.text}", f"{self.text} == 0"])
-
-    def _equal(self, values: Sequence[Scalar]) -> Expr:
-        return _any(f"{self.text} == {literal(each)}" for each in values)
-
-    def _booleans(self, accepts: Callable[[bool], bool]) -> Expr:
-        return False
-
-    def _elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        if not self.bare and self.dotted:
-            # Undecidable; but it is the path that is meant by a key with dots and lists.
-            return False if positive else self.kinds["list"]
-        if not self.bare:
-            raise FilterError(
-                f"{self.dialect} looks into lists only under keys that are plain names (letters, "
-                "digits and underscores, no keyword); rename the key, or use Milvus"
-            )
-        groups: list[Sequence[Scalar]] = [_texts(values), _numbers(values)]
-        calls = [_call("json_contains", self.text, group, every) for group in groups if group]
-        return self._no_text((_all if every else _any)(calls))
-
-    def _length(self, length: int) -> Expr:
-        if length == 0:
-            # An empty list is what times 0 stays itself, and is neither 0 nor "".
-            zero = [f"{self.text} * 0 == {self.text}", f"{self.text} != 0", f'{self.text} != ""']
-            return _all(zero)
-        if not self.bare or self.nested:
-            raise FilterError(
-                f"{self.dialect} counts elements only of lists at the top of the metadata, under "
-                "keys that are plain names; Milvus can"
-            )
-        return self._no_text(f"array_length({self.text}) == {literal(length)}")
-
-    def _no_text(self, test: Expr) -> Expr:
-        """Keep to lists: Lite takes the text '["a"]' for one."""
-        return _all([test, _not(self.kinds["text"])])
-
-
-class _Column(_Target):
-    """A real column. Its values have one type, so that most operators match none of them."""
-
-    def __init__(self, name: str, dialect: Dialect, *, nullable: bool) -> None:
-        self.name = _column_name(name)
-        self.dialect = dialect
-        self.null: Expr = f"{self.name} is null" if nullable and dialect.has_null else False
-
-    def decide(self, match: Expr, positive: bool) -> Expr:
-        """Match the rows for which a test is true; on null it may be unknown."""
-        if not positive:
-            return _any([self.null, _not(match)])
-        return _not(self.null) if match is True else match
-
-    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        return self.decide(self._in(values), positive)
-
-    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        return self.decide(False, positive)
-
-    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        return self.decide(every and not values, positive)
-
-    def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
-        return self.decide(False, positive)
-
-    def empty(self, positive: bool) -> Expr:
-        return self.null if positive else _not(self.null)
-
-    def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        raise self._no_list()
-
-    def has_length(self, length: int, positive: bool) -> Expr:
-        raise self._no_list()
-
-    def _no_list(self) -> FilterError:
-        return FilterError(
-            f"the column {self.name!r} holds no lists; operators on lists are for ARRAY columns, "
-            "JSON columns and metadata"
-        )
-
-    def _in(self, values: Sequence[Scalar]) -> Expr:
-        return f"{self.name} in {_list_literal(values)}" if values else False
-
-
-class _TextColumn(_Column):
-    """A VARCHAR column."""
-
-    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        return super().one_of(_texts(values), positive)
-
-    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        test = isinstance(value, str) and f"{self.name} {symbol} {literal(value)}"
-        return self.decide(test, positive)
-
-    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        texts = _texts(values)
-        if every and len(texts) < len(values):
-            return self.decide(False, positive)
-        tests = [_substring(self.dialect, self.name, each) for each in texts]
-        return self.decide((_all if every else _any)(tests), positive)
-
-    def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
-        test = _substring_insensitive if insensitive else _substring
-        return self.decide(test(self.dialect, self.name, needle), positive)
-
-    def empty(self, positive: bool) -> Expr:
-        test = _any([self.null, f'{self.name} == ""'])
-        return test if positive else _not(test)
-
-
-class _IntegerColumn(_Column):
-    """An INT column; the server refuses to compare it with 2.5, or even with 2.0."""
-
-    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        whole = [each for each in _numbers(values) if isinstance(each, int)]
-        return super().one_of(whole, positive)
-
-    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        if isinstance(value, str):
-            return self.decide(False, positive)
-        if isinstance(value, float) and abs(value) > _MAX_INTEGER:
-            return self.decide(_COMPARE[symbol](0, value), positive)
-        bound = math.floor(value) if symbol in (">", "<=") else math.ceil(value)
-        return self.decide(f"{self.name} {symbol} {literal(bound)}", positive)
-
-
-class _IntegerKeyColumn(_IntegerColumn):
-    """An INT64 primary key. The id of a node is text in LlamaIndex, so text means its number."""
-
-    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        return super().one_of([self._number(each) for each in values], positive)
-
-    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        return super().ordered(symbol, self._number(value), positive)
-
-    @staticmethod
-    def _number(value: Scalar) -> Scalar:
-        return int(value) if isinstance(value, str) and _INTEGER.fullmatch(value) else value
-
-
-class _FloatColumn(_Column):
-    """A FLOAT or DOUBLE column; Lite converts it to integers to compare it with integers."""
-
-    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        numbers = _numbers(values)
-        return super().one_of([float(each) for each in numbers if float(each) == each], positive)
-
-    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        if isinstance(value, str):
-            return self.decide(False, positive)
-        bound = float(value)
-        if bound != value:  # A large integer, and no double lies between the two.
-            symbol = symbol[0] + ("=" if (bound > value) == (symbol[0] == ">") else "")
-        return self.decide(f"{self.name} {symbol} {literal(bound)}", positive)
-
-
-class _BooleanColumn(_Column):
-    """A BOOL column; `True` is 1 and `False` 0, as in Python."""
-
-    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        return self._where(lambda each: each in values, positive)
-
-    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        compares = not isinstance(value, str)
-        return self._where(lambda each: compares and _COMPARE[symbol](each, value), positive)
-
-    def _where(self, accepts: Callable[[bool], bool], positive: bool) -> Expr:
-        accepted = [each for each in (True, False) if accepts(each)]
-        if len(accepted) == 2:
-            return self.decide(True, positive)
-        return self.decide(bool(accepted) and f"{self.name} == {literal(accepted[0])}", positive)
-
-
-class _ArrayColumn(_Column):
-    """An ARRAY column. Milvus itself refuses elements of another type than the column's."""
-
-    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        return self.decide(False, positive)
-
-    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        numbers = _numbers(values)
-        if any(isinstance(each, float) for each in numbers):  # in one list all of one type
-            numbers = [float(each) for each in numbers]
-        groups: list[Sequence[Scalar]] = [_texts(values), numbers]
-        tests = [_call("array_contains", self.name, group, every) for group in groups if group]
-        return self.decide((_all if every else _any)(tests), positive)
-
-    def empty(self, positive: bool) -> Expr:
-        test = _any([self.null, f"array_length({self.name}) == 0"])
-        return test if positive else _not(test)
-
-    def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        return self.contains(values, every, positive)
-
-    def has_length(self, length: int, positive: bool) -> Expr:
-        return self.decide(f"array_length({self.name}) == {literal(length)}", positive)
-
-
-_COLUMN_TYPES: dict[DataType, type[_Column]] = {
-    DataType.VARCHAR: _TextColumn,
-    DataType.BOOL: _BooleanColumn,
-    DataType.INT8: _IntegerColumn,
-    DataType.INT16: _IntegerColumn,
-    DataType.INT32: _IntegerColumn,
-    DataType.INT64: _IntegerColumn,
-    DataType.FLOAT: _FloatColumn,
-    DataType.DOUBLE: _FloatColumn,
-    DataType.ARRAY: _ArrayColumn,
-}
-
-
-class _DottedKey(_Target):
-    """A key with dots: the literal key in rows that have it, else a path into nested metadata."""
-
-    def __init__(self, literal_key: _Json, path: _Json) -> None:
-        self.literal_key = literal_key
-        self.path = path
-
-    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        return self._choose(lambda each: each.one_of(values, positive), absent=not positive)
-
-    def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        return self._choose(lambda each: each.ordered(symbol, value, positive), absent=not positive)
-
-    def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        return self._choose(lambda each: each.contains(values, every, positive), not positive)
-
-    def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
-        return self._choose(lambda each: each.has_text(needle, insensitive, positive), not positive)
-
-    def empty(self, positive: bool) -> Expr:
-        return self._choose(lambda each: each.empty(positive), absent=positive)
-
-    def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        return self._choose(lambda each: each.has_elements(values, every, positive), not positive)
-
-    def has_length(self, length: int, positive: bool) -> Expr:
-        return self._choose(lambda each: each.has_length(length, positive), not positive)
-
-    def _choose(self, test: Callable[[_Json], Expr], absent: bool) -> Expr:
-        """Test one of the two.
-
-        Args:
-            test: Builds the test.
-            absent: Whether the test is true where there is no value.
-        """
-        has_key = self.literal_key.exists
-        literally = test(self.literal_key)
-        if absent:
-            literally = _all([has_key, literally])
-        return _any([literally, _all([_not(has_key), test(self.path)])])
-
-
-def _target(columns: Columns, key: str) -> _Target:
-    """Find what a key means.
-
-    In this order: a real column; LlamaIndex' names for the id of the document; a path in a JSON
-    column; a metadata key in the dynamic field.
-    """
-    if key in _DOC_ID_KEYS and key not in columns.types and columns.doc_id is not None:
-        key = columns.doc_id
-    if key in columns.types:
-        return _column_target(columns, key)
-    column, _, inner = key.partition(".")
-    if inner and columns.types.get(column) == DataType.JSON:
-        return _json_target(columns, inner, column)
-    if not columns.dynamic:
-        raise FilterError(
-            "there is no such column, and the collection has no dynamic field; its columns are "
-            f"{_listed(columns.types)}"
-        )
-    return _json_target(columns, key)
-
-
-def _column_target(columns: Columns, name: str) -> _Column:
-    if name == columns.primary_key:
-        kind = _IntegerKeyColumn if columns.primary_key_is_integer else _TextColumn
-        return kind(name, columns.dialect, nullable=False)
-    data_type = columns.types[name]
-    if data_type == DataType.JSON:
-        raise FilterError(f"the column is JSON; name a key inside it, as in '{name}.key'")
-    if data_type not in _COLUMN_TYPES:
-        raise FilterError(
-            f"the column is of type {DataType(data_type).name}, which cannot be filtered; columns "
-            f"of these types and JSON can: {_listed(each.name for each in _COLUMN_TYPES)}"
-        )
-    return _COLUMN_TYPES[data_type](name, columns.dialect, nullable=True)
-
-
-def _json_target(columns: Columns, key: str, column: str | None = None) -> _Target:
-    whole = _json(columns, [key], column)
-    return _DottedKey(whole, _json(columns, key.split("."), column)) if _is_path(key) else whole
-
-
-def _is_path(key: str) -> bool:
-    """Whether a key can be read as steps into nested metadata; the engines refuse empty steps."""
-    return "." in key and all(key.split("."))
-
-
-def _json(columns: Columns, path: Sequence[str], column: str | None) -> _Json:
-    """Encode a path in a JSON column or, with `None`, in the dynamic field."""
-    first = path[0]
-    if not first:
-        raise FilterError("the key is empty; Milvus cannot address it")
-    if not columns.dialect.is_lite and any(map(_UNADDRESSABLE.search, path)):
-        raise FilterError(
-            "Milvus cannot address a key with '][', with a control character, or with a backslash, "
-            "'u' and four hexadecimal digits; store the value under another key"
-        )
-    if column is not None:
-        head, steps = _column_name(column), path
-    elif _is_plain(first) and first not in columns.types:
-        head, steps = first, path[1:]
-    else:
-        head, steps = "$meta", path
-    text = head + "".join(f"[{literal(step)}]" for step in steps)
-    kind: type[_Json] = _Json if columns.dialect.is_two_valued else _JsonOfThreeValues
-    if columns.dialect.is_lite:
-        kind = _JsonInLite
-    return kind(text, columns.dialect, path[-1])
 
 
 # Operators
@@ -1175,7 +268,7 @@ def _elements(value: Any) -> list[Scalar]:
     return values
 
 
-_Builder: TypeAlias = Callable[[_Target, Any, bool], Expr]
+_Builder: TypeAlias = Callable[[Target, Any, bool], Expr]
 
 _OPERATORS: dict[FilterOperator, _Builder] = {
     FilterOperator.EQ: lambda on, value, yes: on.one_of([_scalar(value)], yes),
@@ -1257,13 +350,13 @@ def _combined(
 ) -> Expr:
     """Combine parts, each made for the rows that match it or for those that do not."""
     if condition is None or condition == FilterCondition.AND:
-        return _all(each(True)) if positive else _any(each(False))
+        return all_of(each(True)) if positive else any_of(each(False))
     if condition == FilterCondition.OR:
-        return _any(each(True)) if positive else _all(each(False))
+        return any_of(each(True)) if positive else all_of(each(False))
     if condition == FilterCondition.NOT:  # none of them matches
-        return _all(each(False)) if positive else _any(each(True))
+        return all_of(each(False)) if positive else any_of(each(True))
     raise FilterError(
-        f"unknown condition {condition!r}; supported are {_listed(c.name for c in FilterCondition)}"
+        f"unknown condition {condition!r}; supported are {listed(c.name for c in FilterCondition)}"
     )
 
 
@@ -1280,9 +373,9 @@ def _leaf(
     try:
         if symbol not in operators:
             raise FilterError(
-                f"unknown operator; supported are {_listed(each.name for each in operators)}"
+                f"unknown operator; supported are {listed(each.name for each in operators)}"
             )
-        return operators[symbol](_target(columns, key), value, yes)
+        return operators[symbol](target_of(columns, key), value, yes)
     except FilterError as error:
         raise FilterError(f"filter on {key!r} with the operator {name}: {error}") from None
 

@@ -26,6 +26,8 @@ from llama_index.core.schema import (
     MediaResource,
     MetadataMode,
     Node,
+    NodeRelationship,
+    RelatedNodeInfo,
     TextNode,
 )
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -434,9 +436,10 @@ class RowReader:
         self, layout: Layout, output_fields: Sequence[str] = (), embedding_field: str | None = None
     ) -> None:
         self._layout = layout
-        self._named = list(output_fields)
         self._embedding_field = embedding_field or layout.embedding_field
-        self._with_embedding = self._embedding_field in self._named
+        self._with_embedding = self._embedding_field in output_fields
+        # Every scalar field comes by default, so that "*" adds nothing.
+        self._named = [name for name in output_fields if name not in (self._embedding_field, "*")]
 
     @property
     def fields(self) -> list[str]:
@@ -450,11 +453,16 @@ class RowReader:
         if layout.holds_nodes:
             fields += [NODE_CONTENT_FIELD, NODE_TYPE_FIELD]
         if self._named:
-            fields += [name for name in self._named if name != self._embedding_field]
+            fields += self._named
         elif not layout.node_in_column:
             fields += output_columns(layout)
+        if layout.doc_id_field and not layout.node_in_column:
+            fields.append(layout.doc_id_field)
         if self._with_embedding:
             fields.append(self._embedding_field)
+        if DYNAMIC_FIELD in fields:
+            # A search that names some keys of the dynamic field beside it returns only those.
+            fields = [name for name in fields if name in layout.columns or name == DYNAMIC_FIELD]
         return list(dict.fromkeys(fields))
 
     def node(self, row: Mapping[str, Any]) -> BaseNode:
@@ -471,6 +479,10 @@ class RowReader:
             node = _node_from_json(content, row.get(NODE_TYPE_FIELD), text, node_id)
         else:
             node = TextNode(text=text or "", metadata=self._metadata(row))
+            doc_id = row.get(layout.doc_id_field) if layout.doc_id_field else None
+            if isinstance(doc_id, str) and doc_id != NO_DOC_ID:
+                source = RelatedNodeInfo(node_id=doc_id)
+                node.relationships[NodeRelationship.SOURCE] = source
         node.id_ = node_id
         if self._with_embedding:
             node.embedding = _floats(row.get(self._embedding_field))
@@ -479,14 +491,9 @@ class RowReader:
     def _metadata(self, row: Mapping[str, Any]) -> dict[str, Any]:
         layout = self._layout
         if self._named:
-            names = [name for name in self._named if name != self._embedding_field]
-            return {name: row.get(name) for name in names if name != layout.text_key}
-        hidden = {layout.primary_key, layout.text_key, NODE_CONTENT_FIELD, NODE_TYPE_FIELD}
-        return {
-            key: value
-            for key, value in row.items()
-            if key not in hidden and key != DYNAMIC_FIELD and key != layout.doc_id_field
-        }
+            return {name: row.get(name) for name in self._named if name != layout.text_key}
+        hidden = {*layout.own_columns, layout.text_key, layout.doc_id_field, DYNAMIC_FIELD}
+        return {key: value for key, value in row.items() if key not in hidden}
 
 
 def _node_from_json(content: str, class_name: str | None, text: Any, node_id: str) -> BaseNode:

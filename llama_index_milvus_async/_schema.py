@@ -19,7 +19,7 @@ from typing import Any
 from pymilvus import CollectionSchema, DataType, FieldSchema
 from pymilvus.milvus_client.index import IndexParams
 
-from ._filters import Columns, Dialect
+from ._expressions import Columns, Dialect
 from .errors import CollectionError, ConfigurationError
 
 #: Milvus' longest VARCHAR, in UTF-8 bytes
@@ -146,6 +146,15 @@ class Layout:
         own |= {self.doc_id_field} if self.doc_id_field else set()
         own |= {name for name, column in self.columns.items() if column.type in VECTOR_TYPES}
         return frozenset(own)
+
+    @cached_property
+    def unfilled_vectors(self) -> list[str]:
+        """Vector columns that need a value, and that a node has none for."""
+        return [
+            name
+            for name, column in self.columns.items()
+            if column.type in VECTOR_TYPES and not column.optional and name != self.embedding_field
+        ]
 
     @cached_property
     def scalar_columns(self) -> Mapping[str, Column]:

@@ -5,4 +5,5 @@ pytest_plugins = (
     "tests.fixtures.stores",
     "tests.fixtures.loops",
     "tests.fixtures.report",
+    "tests.fixtures.upstream",
 )

@@ -19,16 +19,14 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from pymilvus import DataType
 
+from llama_index_milvus_async._expressions import Columns, Dialect, literal
 from llama_index_milvus_async._filters import (
-    Columns,
-    Dialect,
     FilterOperatorFunction,
     ScalarMetadataFilter,
     ScalarMetadataFilters,
     build_expression,
     doc_ids_expression,
     ids_expression,
-    literal,
     next_page_expression,
 )
 from llama_index_milvus_async.errors import FilterError, MilvusVectorStoreError

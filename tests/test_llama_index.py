@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -448,7 +449,7 @@ def test_a_script_builds_an_index_and_asks_it(engine, raw, tmp_path, script):
         run = subprocess.run(
             [sys.executable, str(path)],
             input=json.dumps(given),
-            env={"PYTHONPATH": str(Path(__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
             capture_output=True,
             text=True,
             timeout=100,

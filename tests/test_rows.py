@@ -33,7 +33,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 from pymilvus import DataType
 
 from llama_index_milvus_async._core import split
-from llama_index_milvus_async._filters import Dialect
+from llama_index_milvus_async._expressions import Dialect
 from llama_index_milvus_async._rows import PackedRow, RowPacker, RowReader
 from llama_index_milvus_async._schema import Column, Layout
 from llama_index_milvus_async.errors import CollectionError, NodeError, RowError
