@@ -48,6 +48,10 @@ _SLICE = 0.004
 # What pymilvus packs rows for, in one go.
 _PACKING = ("insert", "upsert")
 
+# Otherwise gRPC lets all channels of a process to one address share a connection: where the
+# server ends that of an idle client, the first call of a new one fails with it.
+_GRPC_OPTIONS = {"grpc.use_local_subchannel_pool": 1}
+
 # Idle connections to Lite are cut ("too_many_pings") with pymilvus' pings every 10 s.
 _LITE_GRPC_OPTIONS = {"grpc.keepalive_time_ms": 300_000}
 
@@ -97,9 +101,8 @@ class Address:
         first user and are never closed.
         """
         arguments = dict(self.options)
-        if self.is_lite:
-            grpc_options = {**_LITE_GRPC_OPTIONS, **arguments.get("grpc_options", {})}
-            arguments["grpc_options"] = grpc_options
+        ours = {**_GRPC_OPTIONS, **(_LITE_GRPC_OPTIONS if self.is_lite else {})}
+        arguments["grpc_options"] = {**ours, **(arguments.get("grpc_options") or {})}
         connect = CONNECT_TIMEOUT if timeout is None else min(timeout, CONNECT_TIMEOUT)
         return {
             **arguments,
@@ -431,6 +434,7 @@ class AsyncBackend(Backend):
         self._calls = 0
         self._turn = asyncio.Lock()
         self._schema_is_known = False
+        self._slice_left = _SLICE
 
     def client(self) -> LoopClient:
         """The client of this loop, which connects at its first call."""
@@ -545,15 +549,17 @@ class AsyncBackend(Backend):
     async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
         converted: list[T] = []
         while len(converted) < len(items):
-            # Conversions of concurrent calls take turns too: one slice in each iteration.
             async with self._turn:
-                until = time.perf_counter() + _SLICE
+                began = time.perf_counter()
                 for item in items[len(converted) :]:
                     converted.append(convert(item))
-                    if time.perf_counter() > until:
+                    if time.perf_counter() - began > self._slice_left:
                         break
-            if len(converted) < len(items):
-                await asyncio.sleep(0)
+                self._slice_left -= time.perf_counter() - began
+                if self._slice_left <= 0:
+                    # In the turn: concurrent conversions share one slice of each iteration.
+                    await asyncio.sleep(0)
+                    self._slice_left = _SLICE
         return converted
 
 

@@ -204,7 +204,7 @@ class RowPacker:
             return 0
         if layout.node_in_column and content_bytes > layout.max_bytes(NODE_CONTENT_FIELD):
             report(
-                f"its metadata and relationships take {content_bytes} bytes as JSON, Milvus "
+                f"its metadata, relationships and ids take {content_bytes} bytes as JSON, Milvus "
                 f"allows {layout.max_bytes(NODE_CONTENT_FIELD)}"
             )
         self._check_keys(metadata, doc_id, report)

@@ -470,8 +470,10 @@ async def test_a_query_with_a_level_of_its_own_sees_at_once_what_others_wrote(
 
 
 async def test_a_query_gives_up_after_a_timeout_of_its_own(store, coloured):
+    # An answer within a nanosecond is rare, but the deadline is not always looked at first.
     with pytest.raises(RequestTimeoutError, match="in time"):
-        await coloured(store).query(query_for(), timeout=1e-9)
+        for _ in range(20):
+            await coloured(store).query(query_for(), timeout=1e-9)
     assert len((await coloured(store).query(query_for(), timeout=30)).ids) == 10
 
 

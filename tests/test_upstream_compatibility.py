@@ -99,7 +99,8 @@ def by_id(nodes):
 class Pair:
     """Both stores on one collection."""
 
-    def __init__(self, name, theirs, ours, scalars):
+    def __init__(self, maker, name, theirs, ours, scalars):
+        self.maker = maker
         self.name = name
         self.theirs = theirs
         self.ours = ours
@@ -127,7 +128,7 @@ def pair(request, engine, upstream, make_shared_store):
     # Upstream makes a collection that is not there.
     theirs.add(make_kinds("their"))
     ours.add(make_kinds("our"))
-    return Pair(name, theirs, ours, names)
+    return Pair(maker, name, theirs, ours, names)
 
 
 ALL = make_kinds("their") + make_kinds("our")
@@ -257,8 +258,12 @@ def test_both_write_the_same_fields_and_values(pair, raw):
     assert {k: v for k, v in theirs.items() if k not in told_apart} == {
         k: v for k, v in ours.items() if k not in told_apart
     }
-    for name in pair.scalars:
-        assert name in {f["name"] for f in raw.describe_collection(pair.name)["fields"]}
+
+
+def test_a_collection_keeps_the_columns_that_its_maker_gave_it(pair, raw):
+    columns = {each["name"] for each in raw.describe_collection(pair.name)["fields"]}
+    own = {"_node_content", "_node_type"} if pair.maker == "ours" else set()
+    assert columns == {"id", "doc_id", "text", "embedding", *pair.scalars, *own}
 
 
 # Both delete
