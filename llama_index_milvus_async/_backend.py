@@ -27,7 +27,7 @@ from pymilvus.client.types import LoadState
 from pymilvus.milvus_client.index import IndexParams
 
 from ._failures import translated
-from .errors import LiteNotInstalledError, StoreClosedError
+from .errors import LiteNotInstalledError, ServerError, StoreClosedError
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ CONNECT_TIMEOUT = 10.0
 #: next time tick on (0.2 s by default). Reads that follow an own delete within this many seconds
 #: ask for "Strong"; the margin is for servers whose ticks lag.
 DELETE_SETTLES_AFTER = 3.0
+
+# Milvus' code for a collection that is not in memory: it was released, or its server restarted.
+_NOT_LOADED = 101
 
 #: How long a slice of conversion may hold the event loop, in seconds.
 _SLICE = 0.004
@@ -306,7 +309,9 @@ class Backend(ABC):
     ) -> None:
         """Delete the rows that an expression matches."""
         try:
-            await self._delete(name, expression, partition_name, timeout)
+            await self._loaded(
+                name, lambda: self._delete(name, expression, partition_name, timeout)
+            )
         finally:
             # Also after a failure: the server may have deleted all the same.
             self._connections.note_delete(name)
@@ -330,7 +335,8 @@ class Backend(ABC):
         **options: Any,
     ) -> list[Mapping[str, Any]]:
         """Read the rows that an expression matches."""
-        rows = await self._call(
+        read = partial(
+            self._call,
             "query",
             name,
             filter=expression,
@@ -340,7 +346,7 @@ class Backend(ABC):
             timeout=timeout,
             **options,
         )
-        return list(rows)
+        return list(await self._loaded(name, read))
 
     async def search(
         self,
@@ -357,7 +363,8 @@ class Backend(ABC):
         timeout: float | None,
     ) -> list[Any]:
         """Search a vector column; one list of hits for each vector, best first."""
-        results = await self._call(
+        read = partial(
+            self._call,
             "search",
             name,
             data=list(vectors),
@@ -370,7 +377,18 @@ class Backend(ABC):
             consistency_level=self._connections.read_level(name, consistency_level),
             timeout=timeout,
         )
-        return list(results)
+        return list(await self._loaded(name, read))
+
+    async def _loaded(self, name: str, request: Callable[[], Awaitable[T]]) -> T:
+        """Make a request that needs the collection in memory; load it where it is no longer."""
+        try:
+            return await request()
+        except ServerError as error:
+            if error.code != _NOT_LOADED:
+                raise
+        logger.info("loading collection %r again", name)
+        await self.load_collection(name)
+        return await request()
 
 
 class SyncBackend(Backend):
@@ -659,7 +677,8 @@ class Connections:
                 await backend.close()
             else:
                 _close_from_outside(loop, backend)
-        self._close_sync()
+        # In a thread: it waits where another thread is just connecting.
+        await asyncio.to_thread(self._close_sync)
 
     def _take_loops(self) -> list[tuple[asyncio.AbstractEventLoop, AsyncBackend]]:
         with self._lock:

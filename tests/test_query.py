@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -454,19 +452,22 @@ async def test_an_hnsw_index_finds_top_k_of_what_passes_a_filter(hnsw_store, col
     assert_same(result, reference(query))
 
 
-async def test_an_hnsw_index_finds_the_few_among_many_that_pass_a_filter(make_store, coloured):
-    # The search of the index looks at some rows only, and nearly all of them are refused.
-    store = coloured(
-        make_store(
-            similarity_metric="COSINE",
-            index_config={"index_type": "HNSW", "M": 16, "efConstruction": 64},
-            batch_size=2_000,
-        )
+@pytest.fixture(scope="module")
+def tenants(make_shared_store):
+    store = make_shared_store(
+        similarity_metric="COSINE",
+        index_config={"index_type": "HNSW", "M": 16, "efConstruction": 64},
+        batch_size=2_000,
     )
-    await store.add(make_nodes(2_000, tenant=lambda i: i % 100), force_flush=True)
-    await asyncio.to_thread(build_index, store.store)
+    store.add(make_nodes(2_000, tenant=lambda i: i % 100), force_flush=True)
+    build_index(store)
+    return store
+
+
+async def test_an_hnsw_index_finds_the_few_among_many_that_pass_a_filter(tenants, coloured):
+    # The search of the index looks at some rows only, and nearly all of them are refused.
     query = query_for(similarity_top_k=20, filters=filters(("tenant", "==", 7)))
-    found = (await store.query(query)).ids
+    found = (await coloured(tenants).query(query)).ids
     assert sorted(found) == sorted(f"node-{i}" for i in range(7, 2_000, 100))
 
 
