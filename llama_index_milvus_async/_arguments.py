@@ -44,19 +44,27 @@ def without_credentials(text: str) -> str:
 
 def split_credentials(uri: str) -> tuple[str, str]:
     """Take `user:password` out of a URI, so that the URI can be shown."""
-    if "://" not in uri or "@" not in uri:
+    if "://" not in uri:
         return uri, ""
     try:
         parts = urlsplit(uri)
         malformed = "@" in f"{parts.path}{parts.query}{parts.fragment}"
+        malformed |= not (parts.hostname or parts.scheme == "unix") or parts.port == 0
     except ValueError:
         malformed = True
+    if malformed and "@" not in uri:
+        raise ConfigurationError(
+            f"uri is {uri!r}; it must be a server's address such as "
+            '"http://localhost:19530", with a host and a port in 1..65535'
+        )
     if malformed:
         # A "/", "?" or "#" ends the part before the host: the password would stay in the URI.
         raise ConfigurationError(
             f"uri is {without_credentials(uri)!r}; characters such as / ? # [ ] in the user or "
             "password have to be percent-encoded, or pass them as token"
         )
+    if "@" not in parts.netloc:
+        return uri, ""
     credentials, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=host)), unquote(credentials)
 

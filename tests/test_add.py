@@ -448,7 +448,7 @@ async def test_values_that_json_carries_fill_scalar_columns(scalar_store, raw, c
         ("extra", [1]),
         ("extra", "text"),
     ],
-    ids=lambda value: str(value)[:20],
+    ids=lambda value: str(value)[:8],
 )
 async def test_a_value_that_does_not_fit_its_column_is_refused_before_anything_is_written(
     scalar_store, raw, coloured, prefix, name, value

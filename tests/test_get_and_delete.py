@@ -18,7 +18,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async._core import IDS_PER_REQUEST, ROWS_PER_PAGE
 from llama_index_milvus_async.errors import ConfigurationError, QueryError, ServerError
-from tests.fixtures.stores import Coloured, make_nodes
+from tests.fixtures.stores import Coloured, collection_name, make_nodes
 
 DIM = 2
 #: More than the 16,384 rows that Milvus gives for one request with a limit.
@@ -293,6 +293,25 @@ async def test_a_read_of_an_unknown_partition_gives_no_nodes(store, engine, pref
         return
     with pytest.raises(ServerError, match="no_such_partition"):
         await store.get_nodes(asked, **unknown)
+
+
+async def test_what_the_server_refuses_is_an_error(shared, make_shared_store, raw, coloured):
+    alias = collection_name("alias")
+    raw.create_alias(shared.collection_name, alias)
+    store = coloured(make_shared_store(collection_name=alias, dim=DIM))
+    await store.connect()
+    raw.drop_alias(alias)
+    refused: list[tuple[Any, dict[str, Any]]] = [
+        (store.delete, {"ref_doc_id": "a"}),
+        (store.delete_nodes, {"node_ids": ["a"]}),
+        (store.delete_nodes, {"filters": where(test="a")}),
+        (store.clear, {}),
+        (store.get_nodes, {"node_ids": ["a"]}),
+        (store.get_nodes, {"filters": where(test="a")}),
+    ]
+    for method, arguments in refused:
+        with pytest.raises(ServerError, match=alias):
+            await method(**arguments)
 
 
 # Ids are data

@@ -550,12 +550,12 @@ def test_every_problem_of_every_node_is_reported_at_once():
 
 def test_the_message_stays_readable_whatever_is_in_the_nodes():
     packer = RowPacker(layout())
-    for number in range(1_000):
+    for number in range(50):
         packer.pack(text_node(id_="x" * 70_000 + str(number), metadata={"k" * 70_000: "v"}))
     with pytest.raises(NodeError) as caught:
         packer.raise_problems()
     assert len(str(caught.value)) < 10_000
-    assert len(caught.value.problems) >= 2_000
+    assert len(caught.value.problems) >= 100
     assert caught.value.problems[0][0].endswith("x0")
 
 
