@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -26,13 +26,16 @@ from pymilvus import AsyncMilvusClient, CollectionSchema, MilvusClient
 from pymilvus.client.types import LoadState
 from pymilvus.milvus_client.index import IndexParams
 
-from ._failures import translated
+from ._coalescing import Coalescer, Kind, KindStats
+from ._failures import is_overload, is_refusal_of_data, translated
+from ._requests import DeleteDocuments, GetByIds, Insert, Search
 from .errors import LiteNotInstalledError, StoreClosedError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+Read = TypeVar("Read", Search, GetByIds)
 
 #: Seconds to wait for a connection, pymilvus' own default.
 CONNECT_TIMEOUT = 10.0
@@ -41,6 +44,19 @@ CONNECT_TIMEOUT = 10.0
 #: next time tick on (0.2 s by default). Reads that follow an own delete within this many seconds
 #: ask for "Strong"; the margin is for servers whose ticks lag.
 DELETE_SETTLES_AFTER = 3.0
+
+#: Most bytes of one insert, estimated. Far below the 64 MiB that a server takes: pymilvus packs a
+#: request in one go, and this much takes it about 10 ms, for which the event loop stands still.
+MAX_INSERT_BYTES = 2**19
+#: Most vectors of one search. More gain little, and an exhaustive search over 100,000 rows takes
+#: 10 ms for each.
+MAX_SEARCH_VECTORS = 100
+#: Most hits of one search, so that reading a response does not hold the loop long.
+MAX_SEARCH_HITS = 2_000
+#: Most ids of one expression, whose cost grows faster than their number.
+MAX_IDS = 1_000
+#: Most bytes of rows that wait on one event loop; calls beyond it wait before they queue.
+MAX_QUEUED_BYTES = 64 * 2**20
 
 #: How long a slice of conversion may hold the event loop, in seconds.
 _SLICE = 0.004
@@ -284,20 +300,19 @@ class Backend(ABC):
         await self._call("flush", name, timeout=timeout)
 
     async def insert(
-        self,
-        name: str,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        upsert: bool,
-        partition_name: str | None,
-        timeout: float | None,
+        self, request: Insert, rows: Sequence[Mapping[str, Any]], size: int, timeout: float | None
     ) -> None:
-        """Insert or upsert rows."""
+        """Insert or upsert rows of `size` bytes, as estimated."""
+        await self._insert(request, rows, timeout)
+
+    async def _insert(
+        self, request: Insert, rows: Sequence[Mapping[str, Any]], timeout: float | None
+    ) -> None:
         await self._call(
-            "upsert" if upsert else "insert",
-            name,
+            "upsert" if request.upsert else "insert",
+            request.collection_name,
             list(rows),
-            partition_name=partition_name,
+            partition_name=request.partition_name,
             timeout=timeout,
         )
 
@@ -335,7 +350,7 @@ class Backend(ABC):
             name,
             filter=expression,
             output_fields=list(output_fields),
-            partition_names=partition_names,
+            partition_names=_list(partition_names),
             consistency_level=self._connections.read_level(name, consistency_level),
             timeout=timeout,
             **options,
@@ -343,34 +358,70 @@ class Backend(ABC):
         return list(rows)
 
     async def search(
-        self,
-        name: str,
-        vectors: Sequence[Sequence[float]],
-        *,
-        field_name: str,
-        limit: int,
-        expression: str,
-        params: Mapping[str, Any],
-        output_fields: Sequence[str],
-        partition_names: Sequence[str] | None,
-        consistency_level: str,
-        timeout: float | None,
+        self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
     ) -> list[Any]:
         """Search a vector column; one list of hits for each vector, best first."""
+        return await self._search(self._leveled(request), vectors, timeout)
+
+    async def _search(
+        self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
+    ) -> list[Any]:
         results = await self._call(
             "search",
-            name,
+            request.collection_name,
             data=list(vectors),
-            anns_field=field_name,
-            limit=limit,
-            filter=expression,
-            search_params=dict(params),
-            output_fields=list(output_fields),
-            partition_names=partition_names,
-            consistency_level=self._connections.read_level(name, consistency_level),
+            anns_field=request.field_name,
+            limit=request.limit,
+            filter=request.expression,
+            search_params=dict(request.params),
+            output_fields=list(request.output_fields),
+            partition_names=_list(request.partition_names),
+            consistency_level=request.consistency_level,
             timeout=timeout,
         )
         return list(results)
+
+    async def get_by_ids(
+        self, request: GetByIds, ids: Sequence[str], timeout: float | None
+    ) -> list[Mapping[str, Any]]:
+        """Read rows by primary key, in any order."""
+        return await self._get_by_ids(self._leveled(request), ids, timeout)
+
+    async def _get_by_ids(
+        self, request: GetByIds, ids: Sequence[str], timeout: float | None
+    ) -> list[Mapping[str, Any]]:
+        rows = await self._call(
+            "query",
+            request.collection_name,
+            filter=request.select(ids),
+            output_fields=list(request.output_fields),
+            partition_names=_list(request.partition_names),
+            consistency_level=request.consistency_level,
+            timeout=timeout,
+        )
+        return list(rows)
+
+    async def delete_documents(
+        self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
+    ) -> None:
+        """Delete the rows of documents."""
+        await self._delete_documents(request, doc_ids, timeout)
+
+    async def _delete_documents(
+        self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
+    ) -> None:
+        await self.delete(
+            request.collection_name,
+            request.select(doc_ids),
+            partition_name=request.partition_name,
+            timeout=timeout,
+        )
+
+    def _leveled(self, request: Read) -> Read:
+        """Ask for the consistency level that means what the request says."""
+        name, level = request.collection_name, request.consistency_level
+        needed = self._connections.read_level(name, level)
+        return request if needed == level else replace(request, consistency_level=needed)
 
 
 class SyncBackend(Backend):
@@ -435,6 +486,40 @@ class AsyncBackend(Backend):
         self._turn = asyncio.Lock()
         self._schema_is_known = False
         self._slice_left = _SLICE
+        self.coalescer = Coalescer(
+            max_in_flight=connections.max_in_flight,
+            max_queued_bytes=MAX_QUEUED_BYTES,
+            coalesce=connections.coalesce,
+        )
+        kind = partial(Kind, is_separable=is_refusal_of_data, is_overload=is_overload)
+        self._inserts = kind(
+            name="insert",
+            call=self._send_rows,
+            max_items=connections.rows_per_insert,
+            max_weight=connections.rows_per_insert,
+            max_bytes=MAX_INSERT_BYTES,
+        )
+        self._searches = kind(
+            name="search",
+            call=self._send_vectors,
+            max_items=MAX_SEARCH_VECTORS,
+            max_weight=MAX_SEARCH_HITS,
+            max_bytes=MAX_QUEUED_BYTES,
+        )
+        self._gets = kind(
+            name="get",
+            call=self._send_ids,
+            max_items=MAX_IDS,
+            max_weight=MAX_IDS,
+            max_bytes=MAX_QUEUED_BYTES,
+        )
+        self._deletes = kind(
+            name="delete",
+            call=self._send_doc_ids,
+            max_items=MAX_IDS,
+            max_weight=MAX_IDS,
+            max_bytes=MAX_QUEUED_BYTES,
+        )
 
     def client(self) -> LoopClient:
         """The client of this loop, which connects at its first call."""
@@ -466,7 +551,7 @@ class AsyncBackend(Backend):
     @property
     def is_idle(self) -> bool:
         """Whether no request is under way."""
-        return not self._calls
+        return not self._calls and self.coalescer.is_idle
 
     async def _call(self, method: str, *args: Any, timeout: float | None, **kwargs: Any) -> Any:
         deadline = self._connections.timeout if timeout is None else timeout
@@ -502,6 +587,83 @@ class AsyncBackend(Backend):
 
     async def once(self, once: Once[T]) -> T:
         return await once.aget()
+
+    async def _submit(
+        self,
+        kind: Kind[Any, Sequence[Any], Any],
+        request: Any,
+        items: Sequence[Any],
+        *,
+        weight: int,
+        size: int = 0,
+        timeout: float | None,
+    ) -> Any:
+        """Send items in one RPC with those of equal requests that wait at the same time."""
+        deadline = self._connections.timeout if timeout is None else timeout
+        with translated(kind.name, self._connections.address):
+            return await self.coalescer.submit(
+                kind, request, items, weight=weight, size=size, timeout=deadline
+            )
+
+    async def insert(
+        self, request: Insert, rows: Sequence[Mapping[str, Any]], size: int, timeout: float | None
+    ) -> None:
+        await self._submit(
+            self._inserts, request, rows, weight=len(rows), size=size, timeout=timeout
+        )
+
+    async def _send_rows(
+        self, request: Insert, items: Sequence[Sequence[Any]], timeout: float | None
+    ) -> Sequence[None]:
+        await self._insert(request, [row for item in items for row in item], timeout)
+        return [None] * len(items)
+
+    async def search(
+        self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
+    ) -> list[Any]:
+        hits: list[Any] = await self._submit(
+            self._searches,
+            self._leveled(request),
+            vectors,
+            weight=request.limit * len(vectors),
+            timeout=timeout,
+        )
+        return hits
+
+    async def _send_vectors(
+        self, request: Search, items: Sequence[Sequence[Any]], timeout: float | None
+    ) -> Sequence[list[Any]]:
+        hits = iter(await self._search(request, [v for item in items for v in item], timeout))
+        return [[next(hits) for _ in item] for item in items]
+
+    async def get_by_ids(
+        self, request: GetByIds, ids: Sequence[str], timeout: float | None
+    ) -> list[Mapping[str, Any]]:
+        rows: list[Mapping[str, Any]] = await self._submit(
+            self._gets, self._leveled(request), ids, weight=len(ids), timeout=timeout
+        )
+        return rows
+
+    async def _send_ids(
+        self, request: GetByIds, items: Sequence[Sequence[str]], timeout: float | None
+    ) -> Sequence[list[Mapping[str, Any]]]:
+        ids = dict.fromkeys(node_id for item in items for node_id in item)
+        by_id: dict[str, list[Mapping[str, Any]]] = {node_id: [] for node_id in ids}
+        for row in await self._get_by_ids(request, list(ids), timeout):
+            by_id[str(row[request.primary_key])].append(row)
+        return [[row for node_id in item for row in by_id[node_id]] for item in items]
+
+    async def delete_documents(
+        self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
+    ) -> None:
+        await self._submit(self._deletes, request, doc_ids, weight=len(doc_ids), timeout=timeout)
+
+    async def _send_doc_ids(
+        self, request: DeleteDocuments, items: Sequence[Sequence[str]], timeout: float | None
+    ) -> Sequence[None]:
+        doc_ids = dict.fromkeys(doc_id for item in items for doc_id in item)
+        await self._delete_documents(request, list(doc_ids), timeout)
+        return [None] * len(items)
 
     async def _delete(
         self, name: str, expression: str, partition_name: str | None, timeout: float | None
@@ -570,12 +732,24 @@ class Connections:
         address: Where to connect to.
         timeout: Seconds for each RPC, `None` for pymilvus' own retrying.
         max_in_flight: RPCs under way at once on one event loop.
+        rows_per_insert: Most rows of one insert.
+        coalesce: Whether calls that wait at the same time share RPCs.
     """
 
-    def __init__(self, address: Address, timeout: float | None, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        address: Address,
+        timeout: float | None,
+        max_in_flight: int,
+        rows_per_insert: int,
+        coalesce: bool,
+    ) -> None:
         self.address = address
         self.timeout = timeout
         self.max_in_flight = max_in_flight
+        self.rows_per_insert = rows_per_insert
+        self.coalesce = coalesce
+        self._ended: dict[str, KindStats] = {}
         self.closed = False
         self._onces: list[Once[Any]] = []
         self._forget()
@@ -629,6 +803,15 @@ class Connections:
                         self._sync_client = MilvusClient(**arguments)
         return self._sync_client
 
+    def stats(self) -> dict[str, KindStats]:
+        """The counts of every event loop so far, by kind of request."""
+        total = {name: replace(counts) for name, counts in self._ended.items()}
+        with self._lock:
+            backends = list(self._loops.values())
+        for backend in backends:
+            _add_counts(total, backend.coalescer.stats())
+        return total
+
     def note_delete(self, collection_name: str) -> None:
         """Remember that this process has just deleted from a collection."""
         _deleted_at[self._key(collection_name)] = time.monotonic()
@@ -665,6 +848,8 @@ class Connections:
         with self._lock:
             self.closed = True
             loops = list(self._loops.items())
+            for _, backend in loops:
+                _add_counts(self._ended, backend.coalescer.stats())
             self._loops.clear()
         return loops
 
@@ -685,7 +870,9 @@ class Connections:
 
     def _prune(self) -> None:
         for loop in [loop for loop in self._loops if loop.is_closed()]:
-            _close_from_outside(loop, self._loops.pop(loop))
+            backend = self._loops.pop(loop)
+            _add_counts(self._ended, backend.coalescer.stats())
+            _close_from_outside(loop, backend)
 
     def before_fork(self) -> None:
         """Close idle asynchronous clients.
@@ -703,6 +890,18 @@ class Connections:
         self._forget()
         for once in self._onces:
             once.after_fork_in_child()
+
+
+def _add_counts(total: dict[str, KindStats], more: Mapping[str, KindStats]) -> None:
+    for name, counts in more.items():
+        sums = total.setdefault(name, KindStats())
+        for counter in fields(KindStats):
+            value = getattr(sums, counter.name) + getattr(counts, counter.name)
+            setattr(sums, counter.name, value)
+
+
+def _list(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else list(names)
 
 
 def check_lite_installed(address: Address) -> None:
