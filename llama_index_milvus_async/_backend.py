@@ -26,6 +26,7 @@ from pymilvus import AsyncMilvusClient, CollectionSchema, MilvusClient
 from pymilvus.client.types import LoadState
 from pymilvus.milvus_client.index import IndexParams
 
+from . import _insert_message
 from ._coalescing import Coalescer, Kind, KindStats
 from ._failures import is_overload, is_refusal_of_data, translated
 from ._requests import DeleteDocuments, GetByIds, Insert, Search
@@ -306,7 +307,11 @@ class Backend(ABC):
         await self._insert(request, rows, timeout)
 
     async def _insert(
-        self, request: Insert, rows: Sequence[Mapping[str, Any]], timeout: float | None
+        self,
+        request: Insert,
+        rows: Sequence[Mapping[str, Any]],
+        timeout: float | None,
+        **options: Any,
     ) -> None:
         await self._call(
             "upsert" if request.upsert else "insert",
@@ -314,6 +319,7 @@ class Backend(ABC):
             list(rows),
             partition_name=request.partition_name,
             timeout=timeout,
+            **options,
         )
 
     async def delete(
@@ -472,6 +478,7 @@ class LoopClient(AsyncMilvusClient):  # type: ignore[misc] # pymilvus has no typ
         await self._connections.make_ready()
         async with self._connecting:
             await super()._connect()
+            _insert_message.install(self._handler)
 
 
 class AsyncBackend(Backend):
@@ -615,7 +622,9 @@ class AsyncBackend(Backend):
     async def _send_rows(
         self, request: Insert, items: Sequence[Sequence[Any]], timeout: float | None
     ) -> Sequence[None]:
-        await self._insert(request, [row for item in items for row in item], timeout)
+        rows = [row for item in items for row in item]
+        options = {_insert_message.CHECKED_ROWS: True, "retry_on_rate_limit": False}
+        await self._insert(request, rows, timeout, **options)
         return [None] * len(items)
 
     async def search(
