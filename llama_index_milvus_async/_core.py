@@ -247,6 +247,8 @@ class Core:
         await self._write(list(unique.values()), layout, options)
         if options.force_flush:
             await self._backend.flush(layout.collection_name, options.timeout)
+        elif layout.dialect.is_lite:
+            self._backend.note_rows_of_lite(layout.collection_name, len(unique))
         return [node.node_id for node in nodes]
 
     async def _write(
