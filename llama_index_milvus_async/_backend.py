@@ -30,7 +30,7 @@ from . import _insert_message
 from ._coalescing import Coalescer, Kind, KindStats
 from ._failures import is_overload, is_refusal_of_data, translated
 from ._requests import DeleteDocuments, GetByIds, Insert, Search
-from .errors import LiteNotInstalledError, StoreClosedError
+from .errors import LiteNotInstalledError, ServerError, StoreClosedError
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ MAX_QUEUED_BYTES = 64 * 2**20
 
 #: Rows of Milvus Lite that may be unflushed: each adds 75 µs to every search.
 LITE_UNFLUSHED_ROWS = 1_000
+
+# Milvus' code for a collection that is not in memory: it was released, or its server restarted.
+_NOT_LOADED = 101
 
 #: How long a slice of conversion may hold the event loop, in seconds.
 _SLICE = 0.004
@@ -334,7 +337,9 @@ class Backend(ABC):
     ) -> None:
         """Delete the rows that an expression matches."""
         try:
-            await self._delete(name, expression, partition_name, timeout)
+            await self._loaded(
+                name, lambda: self._delete(name, expression, partition_name, timeout)
+            )
         finally:
             # Also after a failure: the server may have deleted all the same.
             self._connections.note_delete(name)
@@ -358,7 +363,8 @@ class Backend(ABC):
         **options: Any,
     ) -> list[Mapping[str, Any]]:
         """Read the rows that an expression matches."""
-        rows = await self._call(
+        read = partial(
+            self._call,
             "query",
             name,
             filter=expression,
@@ -368,7 +374,7 @@ class Backend(ABC):
             timeout=timeout,
             **options,
         )
-        return list(rows)
+        return list(await self._loaded(name, read))
 
     async def search(
         self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
@@ -379,7 +385,8 @@ class Backend(ABC):
     async def _search(
         self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
     ) -> list[Any]:
-        results = await self._call(
+        read = partial(
+            self._call,
             "search",
             request.collection_name,
             data=list(vectors),
@@ -392,7 +399,18 @@ class Backend(ABC):
             consistency_level=request.consistency_level,
             timeout=timeout,
         )
-        return list(results)
+        return list(await self._loaded(request.collection_name, read))
+
+    async def _loaded(self, name: str, request: Callable[[], Awaitable[T]]) -> T:
+        """Make a request that needs the collection in memory; load it where it is no longer."""
+        try:
+            return await request()
+        except ServerError as error:
+            if error.code != _NOT_LOADED:
+                raise
+        logger.info("loading collection %r again", name)
+        await self.load_collection(name)
+        return await request()
 
     async def get_by_ids(
         self, request: GetByIds, ids: Sequence[str], timeout: float | None
@@ -403,7 +421,8 @@ class Backend(ABC):
     async def _get_by_ids(
         self, request: GetByIds, ids: Sequence[str], timeout: float | None
     ) -> list[Mapping[str, Any]]:
-        rows = await self._call(
+        read = partial(
+            self._call,
             "query",
             request.collection_name,
             filter=request.select(ids),
@@ -412,7 +431,7 @@ class Backend(ABC):
             consistency_level=request.consistency_level,
             timeout=timeout,
         )
-        return list(rows)
+        return list(await self._loaded(request.collection_name, read))
 
     async def delete_documents(
         self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
@@ -877,7 +896,8 @@ class Connections:
                 await backend.close()
             else:
                 _close_from_outside(loop, backend)
-        self._close_sync()
+        # In a thread: it waits where another thread is just connecting.
+        await asyncio.to_thread(self._close_sync)
 
     def _take_loops(self) -> list[tuple[asyncio.AbstractEventLoop, AsyncBackend]]:
         with self._lock:

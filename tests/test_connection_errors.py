@@ -1,0 +1,296 @@
+"""No connection, or none any more: the right exception, in time, that says what to do."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from llama_index.core.vector_stores.types import VectorStoreQuery
+from pymilvus.exceptions import MilvusException
+
+from llama_index_milvus_async import MilvusVectorStore
+from llama_index_milvus_async.errors import (
+    ConfigurationError,
+    LiteFileError,
+    LiteNotInstalledError,
+    MilvusVectorStoreError,
+    RequestTimeoutError,
+    ServerError,
+    UnreachableError,
+)
+from tests.fixtures.recorder import recording
+from tests.fixtures.servers import free_port
+from tests.fixtures.stores import DIM, make_nodes
+
+TIMEOUT = 1.0
+#: pymilvus' own time-out for a connection: below it, the store's was heeded. It leaves room for a
+#: busy machine.
+PYMILVUS_TIMEOUT = 10.0
+
+
+def query():
+    return VectorStoreQuery(query_embedding=[1.0] * DIM, similarity_top_k=10)
+
+
+def new_store(uri, **kwargs):
+    return MilvusVectorStore(**{"uri": uri, "dim": DIM, "timeout": TIMEOUT, **kwargs})
+
+
+@pytest.fixture
+def black_hole():
+    """Accepts connections, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepted = []
+
+        def accept():
+            try:
+                while True:
+                    accepted.append(listener.accept()[0])
+            except OSError:
+                return
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(PYMILVUS_TIMEOUT)
+    for connection in accepted:
+        connection.close()
+
+
+async def assert_no_connection(store, kind, *fragments):
+    """Every kind of operation fails so, within the time-out, and again when it is repeated."""
+    for operation in (
+        lambda: store.query(query()),
+        lambda: store.add(make_nodes(1)),
+        lambda: store.get_nodes(["node-0"]),
+        lambda: store.delete_nodes(["node-0"]),
+        store.connect,
+    ):
+        began = time.monotonic()
+        with pytest.raises(kind) as caught:
+            await operation()
+        assert time.monotonic() - began < PYMILVUS_TIMEOUT
+        for fragment in fragments:
+            assert fragment in str(caught.value)
+    # What callers may catch already.
+    assert isinstance(caught.value, MilvusVectorStoreError)
+    assert isinstance(caught.value, MilvusException)
+    assert isinstance(caught.value, OSError)  # ConnectionError or TimeoutError
+    await store.close()
+
+
+# Servers
+
+
+async def test_a_refused_port(coloured):
+    uri = f"http://127.0.0.1:{free_port()}"
+    await assert_no_connection(
+        coloured(new_store(uri)), UnreachableError, f"no connection to {uri}"
+    )
+
+
+async def test_a_host_that_does_not_resolve(coloured):
+    uri = "http://no-such-host.invalid:19530"
+    await assert_no_connection(
+        coloured(new_store(uri)), UnreachableError, f"no connection to {uri}"
+    )
+
+
+async def test_a_server_that_never_answers(black_hole, coloured):
+    told = f"no answer from {black_hole} in time"
+    await assert_no_connection(coloured(new_store(black_hole)), RequestTimeoutError, told)
+
+
+async def test_something_that_is_no_milvus(coloured):
+    # What answers is not gRPC.
+    def answer():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, daemon=True).start()
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        await assert_no_connection(
+            coloured(new_store(uri)), UnreachableError, f"no connection to {uri}"
+        )
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+async def ticks_during(coroutine):
+    """How often the loop came round, at most every 10 ms, until a coroutine was done."""
+    task = asyncio.ensure_future(coroutine)
+    ticks = 0
+    while not task.done():
+        await asyncio.sleep(0.01)
+        ticks += 1
+    await asyncio.gather(task, return_exceptions=True)
+    return ticks
+
+
+async def test_waiting_for_a_server_does_not_hold_the_loop(black_hole):
+    store = new_store(black_hole)
+    assert await ticks_during(store.aquery(query())) > 10  # of about 100
+    await store.aclose()
+
+
+async def test_a_caller_can_stop_waiting_and_close_without_holding_the_loop(black_hole):
+    store = new_store(black_hole, timeout=2)
+    began = time.monotonic()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(store.aquery(query()), 0.1)
+    assert time.monotonic() - began < 2
+    # The thread that connects cannot be stopped, so that closing waits for it.
+    assert await ticks_during(store.aclose()) > 10  # of about 190
+
+
+@pytest.mark.parametrize("uri", ["ftp://127.0.0.1:19530", "milvus://localhost:19530"])
+async def test_a_wrong_scheme_is_told_with_the_right_ones(coloured, uri):
+    store = coloured(new_store(uri))
+    with pytest.raises(ConfigurationError) as caught:
+        await store.query(query())
+    assert uri in str(caught.value)
+    assert '"http://localhost:19530"' in str(caught.value)
+    assert '".db"' in str(caught.value)
+    await store.close()
+
+
+async def test_without_a_timeout_connecting_still_ends(coloured):
+    store = coloured(new_store(f"http://127.0.0.1:{free_port()}", timeout=None))
+    with pytest.raises(UnreachableError):
+        await store.query(query())
+    await store.close()
+
+
+# Servers that go away
+
+
+async def test_a_store_works_again_when_its_server_does(lite_server, coloured):
+    store = coloured(new_store(lite_server.uri, timeout=2, consistency_level="Strong"))
+    await store.add(make_nodes(2))
+    lite_server.stop()
+    for operation in (
+        lambda: store.query(query()),
+        lambda: store.get_nodes(["node-0"]),
+        lambda: store.add(make_nodes(1, prefix="lost")),
+        lambda: store.delete_nodes(["node-0"]),
+        lambda: store.delete("doc-0"),
+        store.clear,
+    ):
+        began = time.monotonic()
+        with pytest.raises((UnreachableError, RequestTimeoutError)) as caught:
+            await operation()
+        assert lite_server.uri in str(caught.value)
+        assert time.monotonic() - began < 2 + PYMILVUS_TIMEOUT
+    lite_server.start()
+    assert sorted((await store.query(query())).ids) == ["node-0", "node-1"]
+    await store.add(make_nodes(1, prefix="new"))
+    assert [node.node_id for node in await store.get_nodes(["new-0"])] == ["new-0"]
+    await store.delete_nodes(["new-0"])
+    assert await store.get_nodes(["new-0"]) == []
+    await store.close()
+
+
+async def test_calls_under_way_fail_when_the_server_dies(lite_server, coloured):
+    with recording(lite_server.uri) as recorder:
+        store = coloured(new_store(recorder.uri, timeout=5))
+        await store.add(make_nodes(2))
+
+        def die(call):
+            if call.method == "Search":
+                lite_server.stop()
+
+        recorder.intercept = die
+        with pytest.raises(ServerError) as caught:
+            await store.query(query())
+        assert caught.value.operation == "search"
+        recorder.intercept = None
+        await store.close()
+
+
+# Files
+
+
+async def test_a_missing_folder_is_told_and_nothing_is_made(tmp_path, coloured):
+    pytest.importorskip("milvus_lite")
+    path = tmp_path / "missing" / "milvus.db"
+    store = coloured(new_store(str(path)))
+    with pytest.raises(LiteFileError) as caught:
+        await store.query(query())
+    assert str(path) in str(caught.value)
+    assert "folder must exist" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    path.parent.mkdir()
+    assert (await store.query(query())).ids == []
+    await store.close()
+
+
+HOLD = """
+import sys
+from pymilvus import MilvusClient
+client = MilvusClient(sys.argv[1])
+print("open", flush=True)
+sys.stdin.read()
+client.close()
+"""
+
+
+async def test_a_file_in_use_by_another_process_is_told(lite_path, coloured):
+    pytest.importorskip("milvus_lite")
+    with subprocess.Popen(  # noqa: ASYNC220 - it may block: nothing else is on the loop
+        [sys.executable, "-W", "ignore", "-c", HOLD, lite_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout.readline() == b"open\n"
+        store = coloured(new_store(lite_path, timeout=20))
+        for _ in range(2):
+            with pytest.raises(LiteFileError) as caught:
+                await store.query(query())
+        assert lite_path in str(caught.value)
+        assert "one process at a time" in str(caught.value)
+        assert "run a server for both" in str(caught.value)
+        assert isinstance(caught.value, UnreachableError)
+        holder.stdin.close()
+        holder.wait()
+    # The same store works once the other has let go.
+    assert (await store.query(query())).ids == []
+    await store.close()
+
+
+async def test_two_stores_of_one_process_share_a_file(lite_path, coloured):
+    pytest.importorskip("milvus_lite")
+    first, second = coloured(new_store(lite_path)), coloured(new_store(lite_path))
+    await first.add(make_nodes(1))
+    assert (await second.query(query())).ids == ["node-0"]
+    await first.close()
+    assert (await second.query(query())).ids == ["node-0"]
+    await second.close()
+
+
+async def test_milvus_lite_that_is_not_installed_is_told_with_the_extra(
+    lite_path, coloured, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "milvus_lite", None)  # makes the import fail
+    store = coloured(new_store(lite_path))
+    with pytest.raises(LiteNotInstalledError) as caught:
+        await store.query(query())
+    assert isinstance(caught.value, ImportError)
+    assert 'pip install "llama-index-milvus-async[lite]"' in str(caught.value)
+    assert "http://localhost:19530" in str(caught.value)
+    assert lite_path in str(caught.value)
+    await store.close()
+
+
+async def test_milvus_lite_is_not_needed_for_a_server(engine, make_store, coloured, monkeypatch):
+    monkeypatch.setitem(sys.modules, "milvus_lite", None)
+    await coloured(make_store()).connect()
