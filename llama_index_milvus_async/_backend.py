@@ -652,6 +652,9 @@ class AsyncBackend(Backend):
         self, request: Insert, items: Sequence[Sequence[Any]], timeout: float | None
     ) -> Sequence[None]:
         rows = [row for item in items for row in item]
+        if request.upsert:
+            # Of equal ids in one upsert a server keeps the first, or refuses all of them.
+            rows = list({row[request.primary_key]: row for row in rows}.values())
         options = {_insert_message.CHECKED_ROWS: True, "retry_on_rate_limit": False}
         await self._insert(request, rows, timeout, **options)
         return [None] * len(items)

@@ -55,7 +55,7 @@ FIRST_PAUSE = 0.1
 #: that were refused together do not come back together.
 LONGEST_PAUSE = 5.0
 #: How often an item without a deadline is sent again after refusals for overload: the pauses add
-#: up to some 20 seconds. Items with a deadline are sent again until it passes.
+#: up to some 15 seconds. Items with a deadline are sent again until it passes.
 MAX_RESENDS = 9
 
 
@@ -442,8 +442,9 @@ class Coalescer:
 
     def _refused(self, lane: _Lane, batch: _Batch, error: Exception) -> None:
         """Send again what may be sent again, and tell the other callers."""
-        live, again = list(batch.live), list[_Entry]()
+        live = list(batch.live)
         if lane.kind.is_overload(error):
+            again = []
             for entry in live:
                 entry.refusals += 1
                 entry.error = error  # in case that the deadline passes
@@ -453,7 +454,7 @@ class Coalescer:
             lane.stats.resends += bool(again)
             self._slow_down(lane, batch)
         elif len(batch.sent) > 1 and lane.kind.is_separable(error):
-            again, middle = live, (len(live) + 1) // 2
+            middle = (len(live) + 1) // 2
             self._requeue(lane, live[:middle])
             self._requeue(lane, live[middle:])
             lane.stats.bisections += 1

@@ -258,7 +258,9 @@ class Core:
         # replaces the row; a server does the opposite, and its insert would double the row.
         upsert = self._upsert and not layout.dialect.is_lite
 
-        request = Insert(layout.collection_name, options.milvus_partition_name, upsert)
+        request = Insert(
+            layout.collection_name, layout.primary_key, options.milvus_partition_name, upsert
+        )
 
         async def send(batch: Sequence[PackedRow]) -> None:
             rows = [row.values for row in batch]

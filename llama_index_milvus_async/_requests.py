@@ -18,6 +18,7 @@ class Insert:
     """Insert or upsert rows."""
 
     collection_name: str
+    primary_key: str
     partition_name: str | None
     upsert: bool
 
