@@ -522,6 +522,7 @@ class AsyncBackend(Backend):
         self._turn = asyncio.Lock()
         self._schema_is_known = False
         self._slice_left = _SLICE
+        self._next_slice: asyncio.Future[None] | None = None
         self.coalescer = Coalescer(
             max_in_flight=connections.max_in_flight,
             max_queued_bytes=MAX_QUEUED_BYTES,
@@ -751,19 +752,27 @@ class AsyncBackend(Backend):
 
     async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
         converted: list[T] = []
-        while len(converted) < len(items):
-            async with self._turn:
-                began = time.perf_counter()
-                for item in items[len(converted) :]:
-                    converted.append(convert(item))
-                    if time.perf_counter() - began > self._slice_left:
-                        break
-                self._slice_left -= time.perf_counter() - began
-                if self._slice_left <= 0:
-                    # In the turn: concurrent conversions share one slice of each iteration.
-                    await asyncio.sleep(0)
-                    self._slice_left = _SLICE
+        for item in items:
+            while self._slice_left <= 0:
+                await self._new_slice()
+            began = time.perf_counter()
+            converted.append(convert(item))
+            self._slice_left -= time.perf_counter() - began
         return converted
+
+    async def _new_slice(self) -> None:
+        """Wait for the next slice of time; conversions of concurrent calls share each."""
+        if self._next_slice is None:
+            loop = asyncio.get_running_loop()
+            self._next_slice = loop.create_future()
+            loop.call_soon(self._open_slice, self._next_slice)
+        # Shared: a caller that is cancelled must not cancel the others' wait.
+        await asyncio.wait([self._next_slice])
+
+    def _open_slice(self, waited_for: asyncio.Future[None]) -> None:
+        self._next_slice = None
+        self._slice_left = _SLICE
+        waited_for.set_result(None)
 
 
 class Connections:
