@@ -5,6 +5,7 @@
 
 from importlib.metadata import version
 
+from ._coalescing import KindStats
 from ._filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
 from .errors import (
     AuthenticationError,
@@ -34,6 +35,7 @@ __all__ = [
     "FilterError",
     "FilterOperatorFunction",
     "IndexManagement",
+    "KindStats",
     "LiteFileError",
     "LiteNotInstalledError",
     "MilvusVectorStore",

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -26,13 +26,17 @@ from pymilvus import AsyncMilvusClient, CollectionSchema, MilvusClient
 from pymilvus.client.types import LoadState
 from pymilvus.milvus_client.index import IndexParams
 
-from ._failures import translated
+from . import _insert_message
+from ._coalescing import Coalescer, Kind, KindStats
+from ._failures import is_overload, is_refusal_of_data, translated
+from ._requests import DeleteDocuments, GetByIds, Insert, Search
 from .errors import LiteNotInstalledError, ServerError, StoreClosedError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+Read = TypeVar("Read", Search, GetByIds)
 
 #: Seconds to wait for a connection, pymilvus' own default.
 CONNECT_TIMEOUT = 10.0
@@ -41,6 +45,22 @@ CONNECT_TIMEOUT = 10.0
 #: next time tick on (0.2 s by default). Reads that follow an own delete within this many seconds
 #: ask for "Strong"; the margin is for servers whose ticks lag.
 DELETE_SETTLES_AFTER = 3.0
+
+#: Most bytes of one insert, estimated. Far below the 64 MiB that a server takes: pymilvus packs a
+#: request in one go, and this much takes it about 10 ms, for which the event loop stands still.
+MAX_INSERT_BYTES = 2**19
+#: Most vectors of one search. More gain little, and an exhaustive search over 100,000 rows takes
+#: 10 ms for each.
+MAX_SEARCH_VECTORS = 100
+#: Most hits of one search, so that reading a response does not hold the loop long.
+MAX_SEARCH_HITS = 2_000
+#: Most ids of one expression, whose cost grows faster than their number.
+MAX_IDS = 1_000
+#: Most bytes of rows that wait on one event loop; calls beyond it wait before they queue.
+MAX_QUEUED_BYTES = 64 * 2**20
+
+#: Rows of Milvus Lite that may be unflushed: each adds 75 µs to every search.
+LITE_UNFLUSHED_ROWS = 1_000
 
 # Milvus' code for a collection that is not in memory: it was released, or its server restarted.
 _NOT_LOADED = 101
@@ -286,22 +306,30 @@ class Backend(ABC):
         """Seal what was written so far."""
         await self._call("flush", name, timeout=timeout)
 
+    def note_rows_of_lite(self, name: str, count: int) -> None:
+        """Tell that rows were written to Milvus Lite, which searches unflushed ones slowly."""
+        self._connections.note_rows_of_lite(name, count)
+
     async def insert(
-        self,
-        name: str,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        upsert: bool,
-        partition_name: str | None,
-        timeout: float | None,
+        self, request: Insert, rows: Sequence[Mapping[str, Any]], size: int, timeout: float | None
     ) -> None:
-        """Insert or upsert rows."""
+        """Insert or upsert rows of `size` bytes, as estimated."""
+        await self._insert(request, rows, timeout)
+
+    async def _insert(
+        self,
+        request: Insert,
+        rows: Sequence[Mapping[str, Any]],
+        timeout: float | None,
+        **options: Any,
+    ) -> None:
         await self._call(
-            "upsert" if upsert else "insert",
-            name,
+            "upsert" if request.upsert else "insert",
+            request.collection_name,
             list(rows),
-            partition_name=partition_name,
+            partition_name=request.partition_name,
             timeout=timeout,
+            **options,
         )
 
     async def delete(
@@ -341,7 +369,7 @@ class Backend(ABC):
             name,
             filter=expression,
             output_fields=list(output_fields),
-            partition_names=partition_names,
+            partition_names=_list(partition_names),
             consistency_level=self._connections.read_level(name, consistency_level),
             timeout=timeout,
             **options,
@@ -349,35 +377,29 @@ class Backend(ABC):
         return list(await self._loaded(name, read))
 
     async def search(
-        self,
-        name: str,
-        vectors: Sequence[Sequence[float]],
-        *,
-        field_name: str,
-        limit: int,
-        expression: str,
-        params: Mapping[str, Any],
-        output_fields: Sequence[str],
-        partition_names: Sequence[str] | None,
-        consistency_level: str,
-        timeout: float | None,
+        self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
     ) -> list[Any]:
         """Search a vector column; one list of hits for each vector, best first."""
+        return await self._search(self._leveled(request), vectors, timeout)
+
+    async def _search(
+        self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
+    ) -> list[Any]:
         read = partial(
             self._call,
             "search",
-            name,
+            request.collection_name,
             data=list(vectors),
-            anns_field=field_name,
-            limit=limit,
-            filter=expression,
-            search_params=dict(params),
-            output_fields=list(output_fields),
-            partition_names=partition_names,
-            consistency_level=self._connections.read_level(name, consistency_level),
+            anns_field=request.field_name,
+            limit=request.limit,
+            filter=request.expression,
+            search_params=dict(request.params),
+            output_fields=list(request.output_fields),
+            partition_names=_list(request.partition_names),
+            consistency_level=request.consistency_level,
             timeout=timeout,
         )
-        return list(await self._loaded(name, read))
+        return list(await self._loaded(request.collection_name, read))
 
     async def _loaded(self, name: str, request: Callable[[], Awaitable[T]]) -> T:
         """Make a request that needs the collection in memory; load it where it is no longer."""
@@ -389,6 +411,49 @@ class Backend(ABC):
         logger.info("loading collection %r again", name)
         await self.load_collection(name)
         return await request()
+
+    async def get_by_ids(
+        self, request: GetByIds, ids: Sequence[str], timeout: float | None
+    ) -> list[Mapping[str, Any]]:
+        """Read rows by primary key, in any order."""
+        return await self._get_by_ids(self._leveled(request), ids, timeout)
+
+    async def _get_by_ids(
+        self, request: GetByIds, ids: Sequence[str], timeout: float | None
+    ) -> list[Mapping[str, Any]]:
+        read = partial(
+            self._call,
+            "query",
+            request.collection_name,
+            filter=request.select(ids),
+            output_fields=list(request.output_fields),
+            partition_names=_list(request.partition_names),
+            consistency_level=request.consistency_level,
+            timeout=timeout,
+        )
+        return list(await self._loaded(request.collection_name, read))
+
+    async def delete_documents(
+        self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
+    ) -> None:
+        """Delete the rows of documents."""
+        await self._delete_documents(request, doc_ids, timeout)
+
+    async def _delete_documents(
+        self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
+    ) -> None:
+        await self.delete(
+            request.collection_name,
+            request.select(doc_ids),
+            partition_name=request.partition_name,
+            timeout=timeout,
+        )
+
+    def _leveled(self, request: Read) -> Read:
+        """Ask for the consistency level that means what the request says."""
+        name, level = request.collection_name, request.consistency_level
+        needed = self._connections.read_level(name, level)
+        return request if needed == level else replace(request, consistency_level=needed)
 
 
 class SyncBackend(Backend):
@@ -433,12 +498,16 @@ class LoopClient(AsyncMilvusClient):  # type: ignore[misc] # pymilvus has no typ
         super().__init__(**arguments)
         self._connections = connections
         self._connecting = asyncio.Lock()
+        self._packing: Any = None  # the handler whose requests `_insert_message` packs
 
     async def _connect(self) -> None:
         # pymilvus calls this in `__aenter__` and before a first request.
         await self._connections.make_ready()
         async with self._connecting:
             await super()._connect()
+            if self._handler is not self._packing:
+                _insert_message.install(self._handler)
+                self._packing = self._handler
 
 
 class AsyncBackend(Backend):
@@ -453,6 +522,41 @@ class AsyncBackend(Backend):
         self._turn = asyncio.Lock()
         self._schema_is_known = False
         self._slice_left = _SLICE
+        self._next_slice: asyncio.Future[None] | None = None
+        self.coalescer = Coalescer(
+            max_in_flight=connections.max_in_flight,
+            max_queued_bytes=MAX_QUEUED_BYTES,
+            coalesce=connections.coalesce,
+        )
+        kind = partial(Kind, is_separable=is_refusal_of_data, is_overload=is_overload)
+        self._inserts = kind(
+            name="insert",
+            call=self._send_rows,
+            max_items=connections.rows_per_insert,
+            max_weight=connections.rows_per_insert,
+            max_bytes=MAX_INSERT_BYTES,
+        )
+        self._searches = kind(
+            name="search",
+            call=self._send_vectors,
+            max_items=MAX_SEARCH_VECTORS,
+            max_weight=MAX_SEARCH_HITS,
+            max_bytes=MAX_QUEUED_BYTES,
+        )
+        self._gets = kind(
+            name="get",
+            call=self._send_ids,
+            max_items=MAX_IDS,
+            max_weight=MAX_IDS,
+            max_bytes=MAX_QUEUED_BYTES,
+        )
+        self._deletes = kind(
+            name="delete",
+            call=self._send_doc_ids,
+            max_items=MAX_IDS,
+            max_weight=MAX_IDS,
+            max_bytes=MAX_QUEUED_BYTES,
+        )
 
     def client(self) -> LoopClient:
         """The client of this loop, which connects at its first call."""
@@ -484,7 +588,7 @@ class AsyncBackend(Backend):
     @property
     def is_idle(self) -> bool:
         """Whether no request is under way."""
-        return not self._calls
+        return not self._calls and self.coalescer.is_idle
 
     async def _call(self, method: str, *args: Any, timeout: float | None, **kwargs: Any) -> Any:
         deadline = self._connections.timeout if timeout is None else timeout
@@ -520,6 +624,88 @@ class AsyncBackend(Backend):
 
     async def once(self, once: Once[T]) -> T:
         return await once.aget()
+
+    async def _submit(
+        self,
+        kind: Kind[Any, Sequence[Any], Any],
+        request: Any,
+        items: Sequence[Any],
+        *,
+        weight: int,
+        size: int = 0,
+        timeout: float | None,
+    ) -> Any:
+        """Send items in one RPC with those of equal requests that wait at the same time."""
+        deadline = self._connections.timeout if timeout is None else timeout
+        with translated(kind.name, self._connections.address):
+            return await self.coalescer.submit(
+                kind, request, items, weight=weight, size=size, timeout=deadline
+            )
+
+    async def insert(
+        self, request: Insert, rows: Sequence[Mapping[str, Any]], size: int, timeout: float | None
+    ) -> None:
+        await self._submit(
+            self._inserts, request, rows, weight=len(rows), size=size, timeout=timeout
+        )
+
+    async def _send_rows(
+        self, request: Insert, items: Sequence[Sequence[Any]], timeout: float | None
+    ) -> Sequence[None]:
+        rows = [row for item in items for row in item]
+        if request.upsert:
+            # Of equal ids in one upsert a server keeps the first, or refuses all of them.
+            rows = list({row[request.primary_key]: row for row in rows}.values())
+        options = {_insert_message.CHECKED_ROWS: True, "retry_on_rate_limit": False}
+        await self._insert(request, rows, timeout, **options)
+        return [None] * len(items)
+
+    async def search(
+        self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
+    ) -> list[Any]:
+        hits: list[Any] = await self._submit(
+            self._searches,
+            self._leveled(request),
+            vectors,
+            weight=request.limit * len(vectors),
+            timeout=timeout,
+        )
+        return hits
+
+    async def _send_vectors(
+        self, request: Search, items: Sequence[Sequence[Any]], timeout: float | None
+    ) -> Sequence[list[Any]]:
+        hits = iter(await self._search(request, [v for item in items for v in item], timeout))
+        return [[next(hits) for _ in item] for item in items]
+
+    async def get_by_ids(
+        self, request: GetByIds, ids: Sequence[str], timeout: float | None
+    ) -> list[Mapping[str, Any]]:
+        rows: list[Mapping[str, Any]] = await self._submit(
+            self._gets, self._leveled(request), ids, weight=len(ids), timeout=timeout
+        )
+        return rows
+
+    async def _send_ids(
+        self, request: GetByIds, items: Sequence[Sequence[str]], timeout: float | None
+    ) -> Sequence[list[Mapping[str, Any]]]:
+        ids = dict.fromkeys(node_id for item in items for node_id in item)
+        by_id: dict[str, list[Mapping[str, Any]]] = {node_id: [] for node_id in ids}
+        for row in await self._get_by_ids(request, list(ids), timeout):
+            by_id[str(row[request.primary_key])].append(row)
+        return [[row for node_id in item for row in by_id[node_id]] for item in items]
+
+    async def delete_documents(
+        self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
+    ) -> None:
+        await self._submit(self._deletes, request, doc_ids, weight=len(doc_ids), timeout=timeout)
+
+    async def _send_doc_ids(
+        self, request: DeleteDocuments, items: Sequence[Sequence[str]], timeout: float | None
+    ) -> Sequence[None]:
+        doc_ids = dict.fromkeys(doc_id for item in items for doc_id in item)
+        await self._delete_documents(request, list(doc_ids), timeout)
+        return [None] * len(items)
 
     async def _delete(
         self, name: str, expression: str, partition_name: str | None, timeout: float | None
@@ -566,19 +752,27 @@ class AsyncBackend(Backend):
 
     async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
         converted: list[T] = []
-        while len(converted) < len(items):
-            async with self._turn:
-                began = time.perf_counter()
-                for item in items[len(converted) :]:
-                    converted.append(convert(item))
-                    if time.perf_counter() - began > self._slice_left:
-                        break
-                self._slice_left -= time.perf_counter() - began
-                if self._slice_left <= 0:
-                    # In the turn: concurrent conversions share one slice of each iteration.
-                    await asyncio.sleep(0)
-                    self._slice_left = _SLICE
+        for item in items:
+            while self._slice_left <= 0:
+                await self._new_slice()
+            began = time.perf_counter()
+            converted.append(convert(item))
+            self._slice_left -= time.perf_counter() - began
         return converted
+
+    async def _new_slice(self) -> None:
+        """Wait for the next slice of time; conversions of concurrent calls share each."""
+        if self._next_slice is None:
+            loop = asyncio.get_running_loop()
+            self._next_slice = loop.create_future()
+            loop.call_soon(self._open_slice, self._next_slice)
+        # Shared: a caller that is cancelled must not cancel the others' wait.
+        await asyncio.wait([self._next_slice])
+
+    def _open_slice(self, waited_for: asyncio.Future[None]) -> None:
+        self._next_slice = None
+        self._slice_left = _SLICE
+        waited_for.set_result(None)
 
 
 class Connections:
@@ -588,12 +782,25 @@ class Connections:
         address: Where to connect to.
         timeout: Seconds for each RPC, `None` for pymilvus' own retrying.
         max_in_flight: RPCs under way at once on one event loop.
+        rows_per_insert: Most rows of one insert.
+        coalesce: Whether calls that wait at the same time share RPCs.
     """
 
-    def __init__(self, address: Address, timeout: float | None, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        address: Address,
+        timeout: float | None,
+        max_in_flight: int,
+        rows_per_insert: int,
+        coalesce: bool,
+    ) -> None:
         self.address = address
         self.timeout = timeout
         self.max_in_flight = max_in_flight
+        self.rows_per_insert = rows_per_insert
+        self.coalesce = coalesce
+        self._ended: dict[str, KindStats] = {}
+        self._unflushed: dict[str, int] = {}
         self.closed = False
         self._onces: list[Once[Any]] = []
         self._forget()
@@ -647,6 +854,30 @@ class Connections:
                         self._sync_client = MilvusClient(**arguments)
         return self._sync_client
 
+    def stats(self) -> dict[str, KindStats]:
+        """The counts of every event loop so far, by kind of request."""
+        total = {name: replace(counts) for name, counts in self._ended.items()}
+        with self._lock:
+            backends = list(self._loops.values())
+        for backend in backends:
+            _add_counts(total, backend.coalescer.stats())
+        return total
+
+    def note_rows_of_lite(self, collection_name: str, count: int) -> None:
+        """Have Milvus Lite flush, in a thread, once enough rows were written."""
+        with self._lock:
+            rows = self._unflushed.get(collection_name, 0) + count
+            self._unflushed[collection_name] = rows % LITE_UNFLUSHED_ROWS
+        if rows >= LITE_UNFLUSHED_ROWS:
+            name = "llama-index-milvus-async-flush"
+            args = (collection_name,)
+            threading.Thread(target=self._flush, args=args, name=name, daemon=True).start()
+
+    def _flush(self, collection_name: str) -> None:
+        # Only a matter of speed: a closed store, a dropped collection, are no reason to complain.
+        with suppress(Exception):
+            run_sync(SyncBackend(self).flush(collection_name))
+
     def note_delete(self, collection_name: str) -> None:
         """Remember that this process has just deleted from a collection."""
         _deleted_at[self._key(collection_name)] = time.monotonic()
@@ -684,6 +915,8 @@ class Connections:
         with self._lock:
             self.closed = True
             loops = list(self._loops.items())
+            for _, backend in loops:
+                _add_counts(self._ended, backend.coalescer.stats())
             self._loops.clear()
         return loops
 
@@ -704,7 +937,9 @@ class Connections:
 
     def _prune(self) -> None:
         for loop in [loop for loop in self._loops if loop.is_closed()]:
-            _close_from_outside(loop, self._loops.pop(loop))
+            backend = self._loops.pop(loop)
+            _add_counts(self._ended, backend.coalescer.stats())
+            _close_from_outside(loop, backend)
 
     def before_fork(self) -> None:
         """Close idle asynchronous clients.
@@ -722,6 +957,18 @@ class Connections:
         self._forget()
         for once in self._onces:
             once.after_fork_in_child()
+
+
+def _add_counts(total: dict[str, KindStats], more: Mapping[str, KindStats]) -> None:
+    for name, counts in more.items():
+        sums = total.setdefault(name, KindStats())
+        for counter in fields(KindStats):
+            value = getattr(sums, counter.name) + getattr(counts, counter.name)
+            setattr(sums, counter.name, value)
+
+
+def _list(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else list(names)
 
 
 def check_lite_installed(address: Address) -> None:

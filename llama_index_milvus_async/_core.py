@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,20 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
-    VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
 
 from . import _filters
-from ._backend import Backend, Once
+from ._backend import (
+    MAX_IDS,
+    MAX_INSERT_BYTES,
+    MAX_SEARCH_HITS,
+    MAX_SEARCH_VECTORS,
+    Backend,
+    Once,
+)
 from ._expressions import Dialect
+from ._requests import DeleteDocuments, GetByIds, Insert, Search
 from ._rows import PackedRow, RowPacker, RowReader
 from ._schema import (
     CollectionSettings,
@@ -35,6 +42,7 @@ from ._schema import (
 from ._search import (
     ReadOptions,
     SearchOptions,
+    SearchRequest,
     build_request,
     build_result,
     check_query,
@@ -44,13 +52,8 @@ from .errors import CollectionError, ConfigurationError, PartialWriteError, Quer
 
 logger = logging.getLogger(__name__)
 
-#: Most bytes of one insert, estimated. Far below the 64 MiB that a server takes: pymilvus packs a
-#: request in one go, and this much takes it about 10 ms, for which the event loop stands still.
-MAX_BATCH_BYTES = 2**19
 #: Rows of one page. A row is at most about 200 KiB, and a response must stay below 512 MiB.
 ROWS_PER_PAGE = 2_000
-#: Ids of one expression, fewer than a page so that their rows come in one.
-IDS_PER_REQUEST = 1_000
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,8 @@ class Core:
         await self._write(list(unique.values()), layout, options)
         if options.force_flush:
             await self._backend.flush(layout.collection_name, options.timeout)
+        elif layout.dialect.is_lite:
+            self._backend.note_rows_of_lite(layout.collection_name, len(unique))
         return [node.node_id for node in nodes]
 
     async def _write(
@@ -253,16 +258,17 @@ class Core:
         # replaces the row; a server does the opposite, and its insert would double the row.
         upsert = self._upsert and not layout.dialect.is_lite
 
+        request = Insert(
+            layout.collection_name, layout.primary_key, options.milvus_partition_name, upsert
+        )
+
         async def send(batch: Sequence[PackedRow]) -> None:
+            rows = [row.values for row in batch]
             await self._backend.insert(
-                layout.collection_name,
-                [row.values for row in batch],
-                upsert=upsert,
-                partition_name=options.milvus_partition_name,
-                timeout=options.timeout,
+                request, rows, sum(row.size for row in batch), options.timeout
             )
 
-        batches = list(split(rows, self._batch_size, MAX_BATCH_BYTES))
+        batches = list(split(rows, self._batch_size, MAX_INSERT_BYTES))
         outcomes = await self._backend.send_all(batches, send)
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if not failures:
@@ -285,12 +291,14 @@ class Core:
         if not wanted:
             return
         layout = (await self.ready()).layout
-        columns = layout.filter_columns
-        await self._delete(
-            [_filters.doc_ids_expression(columns, chunk) for chunk in _chunks(wanted)],
-            layout,
-            options,
-        )
+        select = partial(_filters.doc_ids_expression, layout.filter_columns)
+        partition = options.milvus_partition_name
+        if partition is not None and layout.dialect.is_lite:
+            await self._delete([select(chunk) for chunk in _chunks(wanted)], layout, options)
+            return
+        request = DeleteDocuments(layout.collection_name, partition, select)
+        for chunk in _chunks(wanted):
+            await self._backend.delete_documents(request, chunk, options.timeout)
 
     async def delete_nodes(
         self,
@@ -369,8 +377,20 @@ class Core:
         named = self._output_fields if options.output_fields is None else options.output_fields
         reader = RowReader(layout, named)
         rows: list[Mapping[str, Any]] = []
-        for expression in self._selections(layout, node_ids, filters):
-            rows += await self._read_all(layout, expression, reader.fields, options)
+        if node_ids is not None and filters is None:
+            request = GetByIds(
+                layout.collection_name,
+                layout.primary_key,
+                output_fields=tuple(reader.fields),
+                partition_names=options.partition_names,
+                consistency_level=options.consistency_level or self._consistency_level,
+                select=partial(_filters.ids_expression, layout.filter_columns),
+            )
+            for chunk in _chunks(node_ids):
+                rows += await self._backend.get_by_ids(request, chunk, options.timeout)
+        else:
+            for expression in self._selections(layout, node_ids, filters):
+                rows += await self._read_all(layout, expression, reader.fields, options)
         nodes = await self._backend.convert(rows, reader.node)
         if node_ids is None:
             return nodes
@@ -424,18 +444,56 @@ class Core:
         self, query: VectorStoreQuery, options: SearchOptions
     ) -> VectorStoreQueryResult:
         """Answer a query."""
-        check_query(query, options)
-        if query.doc_ids is not None and not query.doc_ids:
-            return empty_result()
+        [result] = await self.query_many([query], options)
+        return result
+
+    async def query_many(
+        self, queries: Sequence[VectorStoreQuery], options: SearchOptions
+    ) -> list[VectorStoreQueryResult]:
+        """Answer queries, those that ask alike in common RPCs; results in their order."""
+        for query in queries:
+            check_query(query, options)
+        results = [empty_result() for _ in queries]
+        asked = [i for i, query in enumerate(queries) if query.doc_ids is None or query.doc_ids]
+        if not asked:
+            return results
         ready = await self.ready()
+        indexes: dict[str, tuple[str, str]] = {}
+        searches = {i: await self._build(queries[i], options, ready, indexes) for i in asked}
+        hits = await self._search(searches, options)
+        # Lite's HNSW drops what the filter refuses, and what was deleted, after the search.
+        short = {
+            i: replace(search, params=search.exhaustive_params)
+            for i, search in searches.items()
+            if search.exhaustive_params is not None and len(hits[i]) < search.limit
+        }
+        hits.update(await self._search(short, options))
+
+        def answer(i: int) -> VectorStoreQueryResult:
+            return build_result(queries[i], options, searches[i], hits[i])
+
+        for i, result in zip(asked, await self._backend.convert(asked, answer), strict=True):
+            results[i] = result
+        return results
+
+    async def _build(
+        self,
+        query: VectorStoreQuery,
+        options: SearchOptions,
+        ready: Ready,
+        indexes: dict[str, tuple[str, str]],
+    ) -> SearchRequest:
+        """Build the search of a query; `indexes` remembers metric and type of other fields'."""
         layout = ready.layout
         field = query.embedding_field or layout.embedding_field
-        metric, index_type = ready.metric, ready.index_type
-        if field != layout.embedding_field:
+        if field == layout.embedding_field:
+            indexes[field] = ready.metric, ready.index_type
+        elif field not in indexes:
             index = await self._backend.describe_index(layout.collection_name, field) or {}
-            metric = str(index.get("metric_type", metric)).upper()
-            index_type = str(index.get("index_type", ""))
-        request = build_request(
+            metric = str(index.get("metric_type", ready.metric)).upper()
+            indexes[field] = metric, str(index.get("index_type", ""))
+        metric, index_type = indexes[field]
+        return build_request(
             query,
             options,
             layout,
@@ -444,33 +502,42 @@ class Core:
             output_fields=self._output_fields,
             search_config=self._search_config,
         )
-        with_vectors = query.mode == VectorStoreQueryMode.MMR
-        fields = request.reader.fields
-        search = partial(
-            self._backend.search,
-            layout.collection_name,
-            [request.vector],
-            field_name=request.field,
-            limit=request.limit,
-            expression=request.expression,
-            output_fields=[*fields, request.field] if with_vectors else fields,
-            partition_names=options.partition_names,
-            consistency_level=options.consistency_level or self._consistency_level,
-            timeout=options.timeout,
-        )
-        results = await search(params=request.params)
-        if len(results[0]) < request.limit and request.exhaustive_params is not None:
-            # Lite's HNSW drops what the filter refuses, and what was deleted, after the search.
-            results = await search(params=request.exhaustive_params)
-        hits = [
-            {
-                "distance": hit["distance"],
-                "row": {**hit["entity"], layout.primary_key: hit[layout.primary_key]},
-            }
-            for hit in results[0]
+
+    async def _search(
+        self, searches: Mapping[int, SearchRequest], options: SearchOptions
+    ) -> dict[int, Sequence[Any]]:
+        """Send searches; returns the hits of each."""
+        alike: dict[Search, list[int]] = {}
+        for i, search in searches.items():
+            request = Search(
+                search.collection_name,
+                search.field,
+                search.limit,
+                search.expression,
+                output_fields=search.output_fields,
+                partition_names=options.partition_names,
+                consistency_level=options.consistency_level or self._consistency_level,
+                params=search.params,
+            )
+            alike.setdefault(request, []).append(i)
+        batches = [
+            (request, members[start : start + count])
+            for request, members in alike.items()
+            for count in [max(1, min(MAX_SEARCH_VECTORS, MAX_SEARCH_HITS // request.limit))]
+            for start in range(0, len(members), count)
         ]
-        vectors = [hit["entity"][request.field] for hit in results[0]] if with_vectors else None
-        return build_result(query, options, request, hits, vectors)
+        hits: dict[int, Sequence[Any]] = {}
+
+        async def send(batch: tuple[Search, list[int]]) -> None:
+            request, members = batch
+            vectors = [searches[i].vector for i in members]
+            found = await self._backend.search(request, vectors, options.timeout)
+            hits.update(zip(members, found, strict=True))
+
+        for outcome in await self._backend.send_all(batches, send):
+            if isinstance(outcome, Exception):
+                raise outcome
+        return hits
 
 
 def split(
@@ -490,7 +557,7 @@ def split(
 
 def _chunks(ids: Sequence[str]) -> list[Sequence[str]]:
     unique = list(dict.fromkeys(ids))
-    return [unique[i : i + IDS_PER_REQUEST] for i in range(0, len(unique), IDS_PER_REQUEST)]
+    return [unique[i : i + MAX_IDS] for i in range(0, len(unique), MAX_IDS)]
 
 
 def _check_ids(node_ids: Sequence[str] | None) -> None:

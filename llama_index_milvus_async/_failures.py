@@ -8,7 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from pymilvus.exceptions import ConnectionConfigException, MilvusException
+from pymilvus.exceptions import (
+    ConnectionConfigException,
+    DataNotMatchException,
+    MilvusException,
+    ParamError,
+)
 
 from .errors import (
     AuthenticationError,
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from ._backend import Address
 
 _CONNECT_FAILED = 2
+_RATE_LIMIT_CODES = (8, 49)
 _PERMISSION_CODES = (1401, 2001)
 _GRPC_ERRORS: dict[grpc.StatusCode, type[ServerError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
@@ -52,6 +58,31 @@ def translated(operation: str, address: Address) -> Iterator[None]:
     except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, asyncio.TimeoutError) as error:
         failure = _server_error(operation, error, address)
         raise failure from (None if _shows_secret(error, address) else error)
+
+
+def is_refusal_of_data(error: Exception) -> bool:
+    """Whether Milvus, or pymilvus before sending, refused what a request carries.
+
+    Such a request has certainly done nothing: a server checks its parameters before anything
+    else (codes 1100 to 1199, `merr.ErrParameterInvalid` and its kin).
+    """
+    if not isinstance(error, ServerError):
+        return False
+    packing = isinstance(error.__cause__, (ParamError, DataNotMatchException))
+    return packing or error.code in range(1100, 1200)
+
+
+def is_overload(error: Exception) -> bool:
+    """Whether a server did nothing because it has too much to do (`merr.ErrServiceRateLimit`)."""
+    if not isinstance(error, ServerError):
+        return False
+    cause = error.__cause__
+    exhausted = (
+        isinstance(cause, grpc.RpcError)
+        and hasattr(cause, "code")
+        and cause.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    )
+    return exhausted or error.code in _RATE_LIMIT_CODES
 
 
 def _configuration_error(

@@ -51,10 +51,10 @@ class ReadOptions:
     timeout: float | None = None
 
     @property
-    def partition_names(self) -> list[str] | None:
-        """The partitions as pymilvus takes them."""
+    def partition_names(self) -> tuple[str, ...] | None:
+        """The partitions, `None` for all."""
         names = self.milvus_partition_names
-        return [names] if isinstance(names, str) else list(names) if names else None
+        return (names,) if isinstance(names, str) else tuple(names) if names else None
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ class SearchRequest:
     """One search, ready to be sent.
 
     Attributes:
+        collection_name: Where to search.
+        primary_key: Its primary key.
         vector: The query's vector.
         field: The vector column.
         metric: Its metric.
@@ -108,8 +110,11 @@ class SearchRequest:
         exhaustive_params: Those of a second search where the first came short, `None` where the
             engine never does.
         reader: Makes nodes of the hits, and knows the fields to fetch.
+        with_vectors: Whether the vectors of the hits are needed, for MMR.
     """
 
+    collection_name: str
+    primary_key: str
     vector: Sequence[float]
     field: str
     metric: str
@@ -118,6 +123,13 @@ class SearchRequest:
     params: Mapping[str, Any]
     exhaustive_params: Mapping[str, Any] | None
     reader: RowReader
+    with_vectors: bool
+
+    @property
+    def output_fields(self) -> tuple[str, ...]:
+        """The fields to fetch with each hit."""
+        fields = self.reader.fields
+        return tuple(dict.fromkeys([*fields, self.field] if self.with_vectors else fields))
 
 
 def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
@@ -227,6 +239,8 @@ def build_request(
     if _is_hnsw_of_lite(index_type, layout):
         exhaustive_params = {**params, "params": {**params["params"], "ef": LITE_LARGEST_EF}}
     return SearchRequest(
+        collection_name=layout.collection_name,
+        primary_key=layout.primary_key,
         vector=vector.tolist(),
         field=field,
         metric=metric,
@@ -235,6 +249,7 @@ def build_request(
         params=params,
         exhaustive_params=exhaustive_params,
         reader=RowReader(layout, named, field),
+        with_vectors=query.mode == VectorStoreQueryMode.MMR,
     )
 
 
@@ -291,7 +306,6 @@ def build_result(
     options: SearchOptions,
     request: SearchRequest,
     hits: Sequence[Mapping[str, Any]],
-    embeddings: Sequence[Any] | None,
 ) -> VectorStoreQueryResult:
     """Make the result of a query.
 
@@ -299,19 +313,19 @@ def build_result(
         query: The query.
         options: The keyword arguments of the call.
         request: The search that was sent.
-        hits: Its hits, best first, each a flat row with its `distance`.
-        embeddings: The vectors of the hits, for MMR.
+        hits: Its hits as pymilvus returns them, best first.
     """
     scores = [similarity(request.metric, hit["distance"]) for hit in hits]
-    if query.mode == VectorStoreQueryMode.MMR and embeddings:
+    if query.mode == VectorStoreQueryMode.MMR and hits:
         chosen, scores = mmr(
             np.asarray(request.vector),
-            np.asarray(embeddings),
+            np.asarray([hit["entity"][request.field] for hit in hits]),
             query.similarity_top_k,
             _mmr_threshold(query, options),
         )
         hits = [hits[position] for position in chosen]
-    nodes = [request.reader.node(hit["row"]) for hit in hits]
+    key = request.primary_key
+    nodes = [request.reader.node({**hit["entity"], key: hit[key]}) for hit in hits]
     return VectorStoreQueryResult(
         nodes=nodes, similarities=scores, ids=[node.node_id for node in nodes]
     )

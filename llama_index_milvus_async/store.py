@@ -42,6 +42,7 @@ from ._arguments import (
     validation_message,
 )
 from ._backend import Address, Backend, Connections, Once, run_sync
+from ._coalescing import KindStats
 from ._core import Core, DeleteOptions, GetOptions, Overwrite, Ready, WriteOptions, make_ready
 from ._schema import CollectionSettings
 from ._search import SearchOptions, read_options
@@ -134,6 +135,8 @@ class MilvusVectorStore(BasePydanticVectorStore):
         id_field: Column of the node ids, the primary key.
         timeout: Seconds for each RPC; `None` is pymilvus' own retrying without an end.
         max_in_flight: RPCs under way at once on each event loop.
+        coalesce: Asynchronous calls that wait at the same time and ask for the same kind of
+            thing share RPCs. `False` sends each on its own.
         **kwargs: Passed to the pymilvus clients: `db_name`, `user`, `password`, `secure`,
             `server_pem_path`, `client_pem_path`, `client_key_path`, `ca_pem_path`,
             `server_name`, `grpc_options`, `alias`, ...
@@ -195,6 +198,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
     id_field: str = DEFAULT_ID_FIELD
     timeout: float | None = DEFAULT_TIMEOUT
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+    coalesce: bool = True
     client_options: dict[str, Any] = Field(default_factory=dict)
 
     _connections: Connections = PrivateAttr()
@@ -234,6 +238,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
         id_field: str = DEFAULT_ID_FIELD,
         timeout: float | None = DEFAULT_TIMEOUT,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        coalesce: bool = True,
         **kwargs: Any,
     ) -> None:
         client_options = {**kwargs.pop("client_options", {}), **kwargs}
@@ -272,6 +277,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
             "id_field": check_name("id_field", id_field),
             "timeout": check_timeout(timeout),
             "max_in_flight": check_positive("max_in_flight", max_in_flight),
+            "coalesce": coalesce,
             "client_options": client_options,
         }
         check_distinct(arguments)
@@ -285,7 +291,13 @@ class MilvusVectorStore(BasePydanticVectorStore):
 
     def _connect_lazily(self) -> None:
         address = Address(self.uri, self.token, self.password, self.client_options)
-        self._connections = Connections(address, self.timeout, self.max_in_flight)
+        self._connections = Connections(
+            address,
+            self.timeout,
+            self.max_in_flight,
+            rows_per_insert=self.batch_size,
+            coalesce=self.coalesce,
+        )
         self._ready = self._connections.once(
             lambda: run_sync(
                 make_ready(self._connections.sync(), self._settings(), self._overwrite)
@@ -596,6 +608,45 @@ class MilvusVectorStore(BasePydanticVectorStore):
         """Find the most similar nodes without blocking the event loop; see `query`."""
         options = _read_options(SearchOptions, "aquery", kwargs)
         return await self._await(lambda core: core.query(query, options))
+
+    def query_many(
+        self, queries: Sequence[VectorStoreQuery], **kwargs: Any
+    ) -> list[VectorStoreQueryResult]:
+        """Answer several queries in as few RPCs as possible. Blocks.
+
+        Queries share an RPC where they differ in nothing but the embedding.
+
+        Args:
+            queries: As for `query`; an empty list is no error.
+            **kwargs: As for `query`; they apply to all.
+
+        Returns:
+            One result for each query, in their order.
+
+        Raises:
+            QueryError: A query lacks what it needs; none is sent.
+            FilterError: A filter cannot be expressed; none is sent.
+            RowError: A row holds no readable node.
+            ServerError: Milvus refused or could not be reached.
+        """
+        options = _read_options(SearchOptions, "query_many", kwargs)
+        return self._block(lambda core: core.query_many(queries, options))
+
+    async def aquery_many(
+        self, queries: Sequence[VectorStoreQuery], **kwargs: Any
+    ) -> list[VectorStoreQueryResult]:
+        """Answer several queries without blocking the event loop; see `query_many`."""
+        options = _read_options(SearchOptions, "aquery_many", kwargs)
+        return await self._await(lambda core: core.query_many(queries, options))
+
+    def stats(self) -> dict[str, KindStats]:
+        """Counts of the asynchronous calls since the store was built, by kind of request.
+
+        Kinds are `"insert"` (upserts included), `"search"`, `"get"` (by ids) and `"delete"` (of
+        documents). `calls` is what was asked, `rpcs` what was sent; see
+        [`KindStats`][llama_index_milvus_async.KindStats]. Does not block.
+        """
+        return self._connections.stats()
 
     def _block(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
         return run_sync(operation(self._core(self._connections.sync())))

@@ -48,7 +48,7 @@ UPSTREAM = {
     "hybrid_ranker_params": {},
     "use_async_client": True,
 }
-NEW = {"id_field": "id", "timeout": 60, "max_in_flight": 8}
+NEW = {"id_field": "id", "timeout": 60, "max_in_flight": 8, "coalesce": True}
 
 SECRETS = {"token": "root:topsecret", "password": "hunter22"}
 # Every argument, with a value that is not its default where another is allowed.
@@ -82,6 +82,7 @@ ARGUMENTS = {
     "id_field": "key",
     "timeout": None,
     "max_in_flight": 3,
+    "coalesce": False,
 }
 CLIENT_OPTIONS = {
     "db_name": "library",

@@ -16,7 +16,8 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index_milvus_async import MilvusVectorStore
-from llama_index_milvus_async._core import IDS_PER_REQUEST, ROWS_PER_PAGE
+from llama_index_milvus_async._backend import MAX_IDS
+from llama_index_milvus_async._core import ROWS_PER_PAGE
 from llama_index_milvus_async.errors import ConfigurationError, QueryError, ServerError
 from tests.fixtures.stores import Coloured, collection_name, make_nodes
 
@@ -417,7 +418,7 @@ async def test_at_the_edge_of_a_page_no_node_is_lost_or_given_twice(many, colour
 
 async def test_any_number_of_ids_is_read_in_the_order_asked_for(many, coloured):
     asked = names(np.random.default_rng(1).permutation(MANY)[:5_000])
-    assert len(asked) > 4 * IDS_PER_REQUEST
+    assert len(asked) > 4 * MAX_IDS
     assert ids(await coloured(many).get_nodes(asked)) == asked
 
 

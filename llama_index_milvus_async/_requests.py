@@ -1,0 +1,67 @@
+"""Requests that may share an RPC: what all calls of one RPC have in common.
+
+Two requests that are equal can be sent as one, with the items of both: rows, vectors or ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Makes the expression that selects rows by ids.
+SelectIds = Callable[[Sequence[str]], str]
+
+
+@dataclass(frozen=True)
+class Insert:
+    """Insert or upsert rows."""
+
+    collection_name: str
+    primary_key: str
+    partition_name: str | None
+    upsert: bool
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search a vector column.
+
+    Attributes:
+        params: pymilvus' `search_params`.
+        params_key: Their text, which stands for them where requests are compared.
+    """
+
+    collection_name: str
+    field_name: str
+    limit: int
+    expression: str
+    output_fields: tuple[str, ...]
+    partition_names: tuple[str, ...] | None
+    consistency_level: str
+    params: Mapping[str, Any] = field(compare=False)
+    params_key: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params_key", repr(sorted(self.params.items())))
+
+
+@dataclass(frozen=True)
+class GetByIds:
+    """Read rows by primary key."""
+
+    collection_name: str
+    primary_key: str
+    output_fields: tuple[str, ...]
+    partition_names: tuple[str, ...] | None
+    consistency_level: str
+    select: SelectIds = field(compare=False)
+
+
+@dataclass(frozen=True)
+class DeleteDocuments:
+    """Delete the rows of documents."""
+
+    collection_name: str
+    partition_name: str | None
+    select: SelectIds = field(compare=False)

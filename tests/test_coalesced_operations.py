@@ -1,0 +1,233 @@
+"""Operations that share RPCs, on real engines: what each caller gets is what it would get alone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from typing import Any
+
+import pytest
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery
+
+from llama_index_milvus_async import MilvusVectorStore
+from llama_index_milvus_async.errors import NodeError, QueryError
+from tests.fixtures.stores import DIM, MakeStore, make_nodes
+
+EVERYTHING = MetadataFilters(filters=[])
+
+
+def asking(node: TextNode, top_k: int = 1, **kwargs: Any) -> VectorStoreQuery:
+    return VectorStoreQuery(query_embedding=node.embedding, similarity_top_k=top_k, **kwargs)
+
+
+async def ids_in(store: MilvusVectorStore) -> list[str]:
+    nodes = await store.aget_nodes(filters=EVERYTHING, consistency_level="Strong")
+    return sorted(node.node_id for node in nodes)
+
+
+async def test_single_adds_and_queries_share_rpcs(make_store: MakeStore) -> None:
+    store = make_store(similarity_metric="COSINE")
+    nodes = make_nodes(300)
+    added = await asyncio.gather(*(store.async_add([node]) for node in nodes))
+    assert added == [[node.node_id] for node in nodes]
+    results = await asyncio.gather(*(store.aquery(asking(node)) for node in nodes))
+    assert [result.ids for result in results] == [[node.node_id] for node in nodes]
+
+    stats = store.stats()
+    assert (stats["insert"].calls, stats["search"].calls) == (300, 300)
+    # Three at the least; a few more, because conversions let the loop go on in between.
+    assert stats["insert"].rpcs <= 10
+    assert stats["search"].rpcs <= 10
+    assert stats["insert"].items_per_rpc >= 30
+    assert stats["insert"].bytes > 300 * 4 * DIM
+    assert stats["search"].retries == 0
+
+
+async def test_without_coalescing_each_call_is_an_rpc(make_store: MakeStore) -> None:
+    store = make_store(coalesce=False)
+    nodes = make_nodes(20)
+    await asyncio.gather(*(store.async_add([node]) for node in nodes))
+    await asyncio.gather(*(store.aquery(asking(node)) for node in nodes))
+    assert store.stats()["insert"].rpcs == store.stats()["search"].rpcs == 20
+    assert await ids_in(store) == sorted(node.node_id for node in nodes)
+
+
+async def test_queries_that_differ_do_not_mix(make_store: MakeStore) -> None:
+    store = make_store(similarity_metric="COSINE")
+    nodes = make_nodes(60, part=lambda i: i % 3)
+    await store.async_add(nodes)
+    filters = [
+        MetadataFilters.model_validate({"filters": [{"key": "part", "value": part}]})
+        for part in range(3)
+    ]
+
+    async def ask(i: int) -> bool:
+        query = asking(nodes[i], top_k=1 + i % 4, filters=filters[i % 3])
+        found = await store.aquery(query)
+        assert found.nodes is not None
+        return (
+            len(found.nodes) == 1 + i % 4
+            and found.ids is not None
+            and found.ids[0] == nodes[i].node_id
+            and all(node.metadata["part"] == i % 3 for node in found.nodes)
+        )
+
+    assert all(await asyncio.gather(*(ask(i) for i in range(60))))
+
+
+async def test_gets_and_deletes_share_rpcs(make_store: MakeStore) -> None:
+    store = make_store()
+    nodes = make_nodes(80)
+    await store.async_add(nodes)
+    got = await asyncio.gather(
+        *(store.aget_nodes([f"node-{i}", "missing", f"node-{(i * 7) % 80}"]) for i in range(80))
+    )
+    for i, found in enumerate(got):
+        wanted = dict.fromkeys([f"node-{i}", f"node-{(i * 7) % 80}"])
+        assert [node.node_id for node in found] == list(wanted)
+    await asyncio.gather(*(store.adelete(f"doc-{i}") for i in range(10)))
+    assert await ids_in(store) == sorted(f"node-{i}" for i in range(40, 80))
+    stats = store.stats()
+    assert stats["get"].calls == 80
+    assert stats["get"].rpcs <= 2
+    assert stats["delete"].calls == 10
+    assert stats["delete"].rpcs <= 2
+
+
+async def test_bad_ones_fail_alone(make_store: MakeStore) -> None:
+    store = make_store()
+    nodes = make_nodes(100)
+    await store.async_add(nodes)
+    more = make_nodes(100, prefix="more", seed=1)
+    for i in range(5):
+        more[20 * i].embedding = [float("nan")] * DIM
+    queries = [asking(node) for node in nodes]
+    for i in range(5):
+        queries[20 * i].query_embedding = [1.0] * (DIM + 1)
+    outcomes = await asyncio.gather(
+        *(store.async_add([node]) for node in more),
+        *(store.aquery(query) for query in queries),
+        return_exceptions=True,
+    )
+    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert [type(failure) for failure in failures] == [NodeError] * 5 + [QueryError] * 5
+    assert len(await ids_in(store)) == 195
+
+
+async def test_what_the_server_refuses_fails_alone(make_store: MakeStore, raw: Any) -> None:
+    """Only the server knows that a partition is missing, or what an expression lacks."""
+    store = make_store()
+    nodes = make_nodes(40)
+    await store.async_add(nodes)
+    outcomes = await asyncio.gather(
+        *(
+            store.aquery(asking(node), string_expr="text ==" if i % 10 == 0 else None)
+            for i, node in enumerate(nodes)
+        ),
+        return_exceptions=True,
+    )
+    failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)]
+    assert failed == [0, 10, 20, 30]
+
+
+async def test_cancelled_calls_withdraw_their_own_rows(make_store: MakeStore) -> None:
+    store = make_store()
+    await store.aconnect()
+    nodes = make_nodes(1_000)
+    chance = random.Random(7)
+    tasks = [asyncio.create_task(store.async_add([node])) for node in nodes]
+    cancelled = [i for i in range(1_000) if chance.random() < 0.3]
+    await asyncio.sleep(0)
+    for i in cancelled[::2]:
+        tasks[i].cancel()
+    await asyncio.sleep(0.005)
+    for i in cancelled[1::2]:
+        tasks[i].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    acknowledged = {i for i, outcome in enumerate(outcomes) if isinstance(outcome, list)}
+    assert acknowledged >= set(range(1_000)) - set(cancelled)
+    stored = await ids_in(store)
+    assert len(stored) == len(set(stored))
+    # Nothing acknowledged is missing; what was cancelled may have been sent before.
+    assert {f"node-{i}" for i in acknowledged} <= set(stored)
+    # The first half was cancelled before anything was sent.
+    assert not {f"node-{i}" for i in cancelled[::2]} & set(stored)
+
+
+async def test_an_add_that_returned_is_seen(make_store: MakeStore) -> None:
+    store = make_store(consistency_level="Session")
+    nodes = make_nodes(50)
+
+    async def add_and_ask(node: TextNode) -> bool:
+        await store.async_add([node])
+        return [n.node_id for n in await store.aget_nodes([node.node_id])] == [node.node_id]
+
+    assert all(await asyncio.gather(*(add_and_ask(node) for node in nodes)))
+
+
+async def test_upserts_of_one_id_at_once_leave_one_row(make_store: MakeStore) -> None:
+    store = make_store(upsert_mode=True)
+    versions = [make_nodes(1, seed=i, version=i)[0] for i in range(20)]
+    await asyncio.gather(*(store.async_add([node]) for node in versions))
+    [node] = await store.aget_nodes(["node-0"])
+    assert node.metadata["version"] == 19
+
+
+async def test_two_stores_on_one_collection(make_store: MakeStore) -> None:
+    first = make_store()
+    await first.aconnect()
+    second = make_store(collection_name=first.collection_name)
+    nodes = make_nodes(100)
+    await asyncio.gather(
+        *(
+            store.async_add([node])
+            for i, node in enumerate(nodes)
+            for store in [(first, second)[i % 2]]
+        )
+    )
+    assert await ids_in(first) == await ids_in(second) == sorted(node.node_id for node in nodes)
+
+
+def test_two_loops_at_once(make_shared_store: MakeStore) -> None:
+    store = make_shared_store()
+    store.connect()
+    nodes = make_nodes(200)
+
+    def add(part: list[TextNode]) -> None:
+        async def run() -> None:
+            await asyncio.gather(*(store.async_add([node]) for node in part))
+
+        asyncio.run(run())
+
+    threads = [threading.Thread(target=add, args=(nodes[i::2],)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert asyncio.run(ids_in(store)) == sorted(node.node_id for node in nodes)
+    assert store.stats()["insert"].calls == 200
+
+
+async def test_query_many_answers_in_order(make_store: MakeStore, coloured: Any) -> None:
+    store = make_store(similarity_metric="COSINE")
+    nodes = make_nodes(250)
+    await store.async_add(nodes)
+    queries = [asking(node, top_k=1 + i % 2) for i, node in enumerate(nodes)]
+    queries[7].doc_ids = []
+    results = await coloured(store).query_many(queries)
+    assert [len(result.nodes) for result in results] == [
+        0 if i == 7 else 1 + i % 2 for i in range(250)
+    ]
+    alone = [await store.aquery(query) for query in queries[:10]]
+    assert [result.ids for result in results[:10]] == [result.ids for result in alone]
+    assert await coloured(store).query_many([]) == []
+
+
+async def test_query_many_with_a_bad_query_asks_nothing(
+    make_store: MakeStore, coloured: Any
+) -> None:
+    store = make_store(uri="http://127.0.0.1:1")
+    with pytest.raises(QueryError, match="similarity_top_k"):
+        await coloured(store).query_many([asking(make_nodes(1)[0]), asking(make_nodes(1)[0], 0)])
