@@ -196,8 +196,11 @@ def doc_ids_expression(columns: Columns, doc_ids: Sequence[str]) -> str:
 
 def everything_expression(columns: Columns) -> str:
     """Match every row, where Milvus does not take an empty expression."""
-    lowest = str(-(2**63)) if columns.primary_key_is_integer else '""'
-    return f"{column_name(columns.primary_key)} >= {lowest}"
+    name = column_name(columns.primary_key)
+    if columns.primary_key_is_integer:
+        # The least integer cannot be written: its sign is an operator of its own.
+        return f"({name} >= 0) or ({name} < 0)"
+    return f'{name} >= ""'
 
 
 def next_page_expression(columns: Columns, expression: str, last_id: str | int) -> str:
