@@ -2,30 +2,35 @@
 #
 #   PYTHON=python3.12      the interpreter that makes the virtual environments
 #   PYTEST_ARGS="-k add"   passed to pytest
-#   PIP_ARGS, DEMO_ARGS    passed to pip install and to the demo
+#   PIP_ARGS, DEMO_ARGS, BENCH_ARGS   passed to pip install, the demo and the benchmark
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
 PIP_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 # Relative paths and `python -m ...` only: both survive a checkout in a path with spaces.
 VENV := .venv
 VENV26 := .venv-pymilvus26
+VENVBENCH := .venv-bench
 # With the older line run the tests that meet the client; the others would repeat themselves.
-NOT_WITH_26 := coalescing examples filters filters_engines harness ranking rows \
+NOT_WITH_26 := benchmarks coalescing examples filters filters_engines harness ranking rows \
 	upstream_compatibility
 INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-pymilvus30 test-pymilvus26 lint types format clean
+.PHONY: help demo bench test test-pymilvus30 test-pymilvus26 lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.installed-demo ## install the demo's requirements and run it
 	$(VENV)/bin/python examples/async_rag.py $(DEMO_ARGS)
+
+bench: $(VENVBENCH)/.installed ## compare with upstream and the raw client; 20 minutes
+	$(VENVBENCH)/bin/python -m benchmarks $(BENCH_ARGS)
 
 test: lint types test-pymilvus30 test-pymilvus26 ## lint, types, and the tests with both lines of pymilvus
 
@@ -49,7 +54,7 @@ format: $(VENV)/.installed-dev ## apply ruff's formatting and its safe fixes
 	$(VENV)/bin/python -m ruff format .
 
 clean: ## remove the environments and everything generated
-	rm -rf $(VENV) $(VENV26) .venv-upstream build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV26) $(VENVBENCH) .venv-upstream build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file says what an environment holds, so that a second call installs nothing.
@@ -64,6 +69,10 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV26)/.installed: pyproject.toml constraints.txt | $(VENV26)/bin/python
 	$(VENV26)/bin/python $(INSTALL) -e '.[lite,test]' 'pymilvus>=2.6,<2.7'
+	touch $@
+
+$(VENVBENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt | $(VENVBENCH)/bin/python
+	$(VENVBENCH)/bin/python $(INSTALL) -r benchmarks/requirements.txt -e '.[lite]'
 	touch $@
 
 %/bin/python:

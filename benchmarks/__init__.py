@@ -1,0 +1,1 @@
+"""How fast the store is, beside the plugin it replaces and the bare client; see README.md."""

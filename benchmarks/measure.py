@@ -1,0 +1,72 @@
+"""One measurement: seconds, processor time, and how long the event loop stood still."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias, TypeVar
+
+from tests.fixtures.loops import measure_stall
+
+T = TypeVar("T")
+
+#: Name of a figure to its value; seconds, milliseconds or bytes as the name says.
+Figures: TypeAlias = dict[str, float]
+
+
+async def settle(rest: float) -> None:
+    """Start every measurement alike: no garbage of the one before, and an engine at rest.
+
+    What is there already is frozen, so that no collection during the measurement looks at it.
+
+    Args:
+        rest: Seconds to wait.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    await asyncio.sleep(rest)
+
+
+async def measure(
+    operation: Callable[[], Awaitable[T]], operations: int, rest: float
+) -> tuple[T, Figures]:
+    """Run an operation that stands for a number of `operations`, and measure it.
+
+    A ticker on the loop and one in another process run beside it. They cost about one per cent
+    of a core each, whichever contender runs.
+    """
+    await settle(rest)
+    async with measure_stall() as stall:
+        processor, began = time.process_time(), time.perf_counter()
+        result = await operation()
+        seconds = time.perf_counter() - began
+        processor = time.process_time() - processor
+    return result, {
+        "seconds": seconds,
+        "operations": operations,
+        "cpu_seconds_per_1000": processor / operations * 1_000,
+        "stall_ms": stall.loop_ms,
+        "bystander_stall_ms": stall.bystander_ms,
+        "net_stall_ms": stall.net_ms,
+    }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that a share of all values does not exceed, by the nearest rank."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def percentiles(values: Sequence[float], prefix: str = "") -> Figures:
+    """Median, 95th and 99th percentile, under the names `p50`, `p95` and `p99`."""
+    if not values:
+        return {}
+    return {
+        f"{prefix}p50": statistics.median(values),
+        f"{prefix}p95": percentile(values, 0.95),
+        f"{prefix}p99": percentile(values, 0.99),
+    }

@@ -1,0 +1,365 @@
+"""Results as tables and plots.
+
+    python -m benchmarks.report benchmarks/results/results.json
+
+writes them again from the figures, beside the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NAMES = {"floor": "raw client", "this": "this store", "upstream": "upstream"}
+ENGINES = {"standalone": "Milvus standalone", "lite": "Milvus Lite, own process"}
+#: Growth of memory that counts as flat, over the half of the nodes that it is taken over. Keeping
+#: the nodes would take 25 KiB for each.
+FLAT_MIB = 16.0
+STALL_MS = 25.0
+#: In a table: not measured.
+NONE = "-"
+LONE = ("lone_query", "lone_query_session", "lone_add")
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median, and what it is the median of."""
+
+    median: float
+    least: float
+    most: float
+    rounds: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread | None:
+        """The spread of values; `None` without any."""
+        if not values:
+            return None
+        return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a ratio must reach.
+
+    Attributes:
+        workload: Its key.
+        title: What is compared, for readers.
+        above: The contender above the line of the fraction.
+        below: The one below it.
+        at_most: Whether less is better.
+        standalone: The bound on a server.
+        lite: The bound on Milvus Lite.
+        aim: What was hoped for on a server.
+    """
+
+    workload: str
+    title: str
+    above: str
+    below: str
+    at_most: bool
+    standalone: float
+    lite: float
+    aim: float | None = None
+
+    def bound(self, is_lite: bool) -> float:
+        """The bound on an engine."""
+        return self.lite if is_lite else self.standalone
+
+    def shown(self, is_lite: bool) -> str:
+        """The bound in words."""
+        aim = f" (aim: < {self.aim:g})" if self.aim and not is_lite else ""
+        return f"{'≤' if self.at_most else '≥'} {self.bound(is_lite):g}{aim}"
+
+    def is_met(self, value: float, is_lite: bool) -> bool:
+        """Whether a ratio reaches the bound."""
+        bound = self.bound(is_lite)
+        return value <= bound if self.at_most else value >= bound
+
+
+TARGETS = (
+    Target("single_adds", "concurrent single adds", "this", "floor", True, 1.2, 1.2, 1.0),
+    Target("single_adds", "concurrent single adds", "upstream", "this", False, 6, 4),
+    Target("single_queries", "concurrent single queries", "this", "floor", True, 1.3, 1.4),
+    Target("single_queries", "concurrent single queries", "upstream", "this", False, 2.5, 80),
+    Target("bulk_add", "one large add", "this", "floor", True, 1.15, 1.15, 0.8),
+    Target("bulk_add", "one large add", "upstream", "this", False, 1.6, 1.15),
+    Target("lone_query", "a lone query, Strong, p50", "this", "floor", True, 1.1, 1.1),
+    Target("lone_query_session", "a lone query, Session, p50", "this", "floor", True, 1.1, 1.1),
+    Target("lone_add", "a lone add, p50", "this", "floor", True, 1.1, 1.1),
+)
+
+
+# -- figures ---------------------------------------------------------------------------------
+
+
+def workload_of(engine: Json, key: str) -> Json | None:
+    """A workload of an engine, where it was run."""
+    return next((each for each in engine["workloads"] if each["key"] == key), None)
+
+
+def spread(workload: Json | None, who: str, figure: str) -> Spread | None:
+    """A figure of a contender over the rounds."""
+    rounds = workload["rounds"] if workload else []
+    return Spread.of([each[who][figure] for each in rounds if figure in each.get(who, ())])
+
+
+def ratio(workload: Json | None, above: str, below: str, figure: str = "") -> Spread | None:
+    """The ratio of two contenders within each round, over the rounds."""
+    if workload is None:
+        return None
+    figure = figure or workload["measure"]
+    pairs = [
+        (each[above][figure], each[below][figure])
+        for each in workload["rounds"]
+        if figure in each.get(above, ()) and figure in each.get(below, ())
+    ]
+    return Spread.of([a / b for a, b in pairs if b])
+
+
+def worst_stall(engine: Json, who: str) -> tuple[Spread, str] | None:
+    """The longest stall of any workload beyond the machine's noise, and which one it was."""
+    found = [
+        (stall, workload["title"])
+        for workload in engine["workloads"]
+        if (stall := spread(workload, who, "net_stall_ms"))
+    ]
+    return max(found, key=lambda each: each[0].median) if found else None
+
+
+# -- tables ----------------------------------------------------------------------------------
+
+
+def write(results: Json, output: Path) -> list[str]:
+    """Write the tables, and the plots where matplotlib is there; returns the files' names."""
+    try:
+        from . import plots
+    except ImportError:
+        names = []
+    else:
+        names = plots.write(results, output)
+    text = markdown(results, names)
+    (output / "results.md").write_text(text)
+    return ["results.md", *names]
+
+
+def markdown(results: Json, plots: Sequence[str] = ()) -> str:
+    """All tables."""
+    options = results["options"]
+    packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
+    parts = [
+        "# Results",
+        f"{results['date']}, {results['machine']}, Python {results['python']}; {packages}. "
+        f"{options['dim']} dimensions, top {options['top_k']}, up to {options['rounds']} rounds, "
+        f"{results['minutes']:g} minutes. Figures are medians over rounds; ratios are taken "
+        "within a round, with their least and greatest in parentheses. What is measured is "
+        "in [README.md](../README.md).",
+        *(f"Note: {note}." for note in [*results["notes"], *results["failures"]]),
+        "## Targets",
+        targets_table(results),
+    ]
+    if "ratios.png" in plots:
+        parts.append("![Time of each workload as a multiple of the floor](ratios.png)")
+    for engine in results["engines"]:
+        parts += engine_tables(engine)
+    if "latency.png" in plots:
+        parts.append("![Latency of calls that arrive at a fixed rate](latency.png)")
+    if "memory.png" in plots:
+        parts.append("![Memory while nodes are added from a generator](memory.png)")
+    return "\n\n".join(parts) + "\n"
+
+
+def targets_table(results: Json) -> str:
+    """What must be reached, and whether it is."""
+    engines = results["engines"]
+    header = ["workload", "ratio"]
+    for engine in engines:
+        header += [engine_title(engine), "target", "met"]
+    rows = []
+    for target in TARGETS:
+        row = [target.title, f"{NAMES[target.above]} ÷ {_below(target.below)}"]
+        for engine in engines:
+            found = ratio(workload_of(engine, target.workload), target.above, target.below)
+            met = found and target.is_met(found.median, engine["is_lite"])
+            row += [_ratio(found), target.shown(engine["is_lite"]), _yes(met)]
+        if any(row[2::3][i] != NONE for i in range(len(engines))):
+            rows.append(row)
+    row = ["any of them, longest stall of the loop", "this store"]
+    for engine in engines:
+        stall = worst_stall(engine, "this")
+        shown = f"{stall[0].median:.0f} ms ({stall[1]})" if stall else NONE
+        row += [shown, f"≤ {STALL_MS:g} ms", _yes(stall and stall[0].median <= STALL_MS)]
+    rows.append(row)
+    row = ["nodes from a generator, memory", "this store"]
+    for engine in engines:
+        growth = spread(workload_of(engine, "memory"), "this", "growth_mib")
+        shown = f"grows by {growth.median:.1f} MiB" if growth else NONE
+        row += [shown, f"flat (≤ {FLAT_MIB:g} MiB)", _yes(growth and growth.median <= FLAT_MIB)]
+    rows.append(row)
+    return table(header, rows)
+
+
+def engine_tables(engine: Json) -> list[str]:
+    """Everything measured on an engine."""
+    parts = [f"## {engine_title(engine)} ({engine['version'].removeprefix('v')})"]
+    timed = [each for each in engine["workloads"] if each["measure"] == "seconds"]
+    lone = [each for each in engine["workloads"] if each["key"] in LONE]
+    mixed = [each for each in engine["workloads"] if each["measure"] == "query_p50"]
+    memory = workload_of(engine, "memory")
+    if timed:
+        parts += ["### Time", time_table(timed)]
+    if lone:
+        parts += ["### Calls one at a time", lone_table(lone)]
+    if mixed:
+        parts += ["### Calls at a fixed arrival rate, latency in ms", mixed_table(mixed)]
+    if timed or mixed:
+        parts += [
+            "### Processor time of this process, and the longest stall of the loop",
+            "Seconds for 1,000 operations; milliseconds beyond the longest gap of a bystander.",
+            cost_table([*timed, *mixed]),
+        ]
+    if memory and memory["rounds"]:
+        parts += ["### Resident memory in MiB, nodes from a generator", memory_table(memory)]
+    return parts
+
+
+def time_table(workloads: Iterable[Json]) -> str:
+    """Throughput workloads."""
+    header = ["workload", *NAMES.values()]
+    header += ["this store ÷ floor", "upstream ÷ floor", "upstream ÷ this store", "rounds"]
+    rows = []
+    for each in workloads:
+        rounds = [spread(each, who, "seconds") for who in NAMES]
+        rows.append(
+            [
+                each["title"],
+                *(f"{found.median:.3f} s" if found else NONE for found in rounds),
+                _ratio(ratio(each, "this", "floor")),
+                _ratio(ratio(each, "upstream", "floor")),
+                _ratio(ratio(each, "upstream", "this")),
+                _rounds(rounds),
+            ]
+        )
+    return table(header, rows)
+
+
+def lone_table(workloads: Iterable[Json]) -> str:
+    """Calls one at a time."""
+    header = ["call"]
+    header += [f"{name}, p50 / p99" for name in NAMES.values()]
+    header += ["this store ÷ raw client, p50", "upstream ÷ raw client, p50", "calls a round"]
+    rows = []
+    for each in workloads:
+        row = [each["title"]]
+        for who in NAMES:
+            p50, p99 = spread(each, who, "p50"), spread(each, who, "p99")
+            shown = NONE
+            if p50 and p99:
+                shown = f"{p50.median * 1000:.2f} / {p99.median * 1000:.2f} ms"
+            row.append(shown)
+        calls = spread(each, "this", "operations")
+        row += [_ratio(ratio(each, "this", "floor")), _ratio(ratio(each, "upstream", "floor"))]
+        rows.append([*row, f"{calls.median:.0f}" if calls else NONE])
+    return table(header, rows)
+
+
+def mixed_table(workloads: Iterable[Json]) -> str:
+    """Open loops."""
+    figures = [f"{kind}_{p}" for kind in ("add", "query") for p in ("p50", "p95", "p99")]
+    header = ["arrivals", "contender", *(figure.replace("_", " ") for figure in figures)]
+    header.append("failed calls")
+    rows = []
+    for each in workloads:
+        for who in ("this", "upstream"):
+            found = [spread(each, who, figure) for figure in figures]
+            if any(found):
+                shown = [f"{value.median * 1000:,.0f}" if value else NONE for value in found]
+                failed = spread(each, who, "failed")
+                shown.append(f"{failed.most:.0f}" if failed else NONE)
+                rows.append([each["title"], NAMES[who], *shown])
+    return table(header, rows)
+
+
+def cost_table(workloads: Iterable[Json]) -> str:
+    """Processor time and stalls."""
+    header = ["workload", *(f"CPU, {name}" for name in NAMES.values())]
+    header += [f"stall, {name}" for name in NAMES.values()]
+    rows = []
+    for each in workloads:
+        cpu = [spread(each, who, "cpu_seconds_per_1000") for who in NAMES]
+        stall = [spread(each, who, "net_stall_ms") for who in NAMES]
+        rows.append(
+            [
+                each["title"],
+                *(f"{found.median:.2f}" if found else NONE for found in cpu),
+                *(f"{found.median:.0f}" if found else NONE for found in stall),
+            ]
+        )
+    return table(header, rows)
+
+
+def memory_table(workload: Json) -> str:
+    """Memory."""
+    rows = []
+    for who in ("this", "upstream"):
+        found = [spread(workload, who, f"{name}_mib") for name in ("start", "peak", "growth")]
+        if any(found):
+            rows.append(
+                [NAMES[who], *(f"{value.median:.1f}" if value else NONE for value in found)]
+            )
+    return table(["contender", "start", "peak", "growth, second quarter to last"], rows)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def engine_title(engine: Json) -> str:
+    """The name of an engine for readers."""
+    return ENGINES.get(engine["name"], "Milvus")
+
+
+def _below(who: str) -> str:
+    return "floor" if who == "floor" else NAMES[who]
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _ratio(found: Spread | None) -> str:
+    if found is None:
+        return NONE
+    if found.rounds == 1:
+        return _number(found.median)
+    return f"{_number(found.median)} ({_number(found.least)} to {_number(found.most)})"
+
+
+def _rounds(found: Sequence[Spread | None]) -> str:
+    numbers = [each.rounds for each in found if each]
+    return " / ".join(map(str, numbers)) if len(set(numbers)) > 1 else str(max(numbers))
+
+
+def _yes(met: object) -> str:
+    return NONE if met is None else "yes" if met else "**no**"
+
+
+def main() -> None:
+    """Read figures, and write tables and plots beside them."""
+    parser = argparse.ArgumentParser(description="Writes tables and plots again.")
+    parser.add_argument("results", type=Path)
+    file = parser.parse_args().results
+    print(*write(json.loads(file.read_text()), file.parent), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,629 @@
+"""The workloads: each runs the contenders in turns, round by round, on one engine.
+
+Contenders that write get fresh collections in every round, those that read share one. The order
+of the contenders rotates from round to round. What was written is counted, and what was found is
+checked, outside the measurements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import statistics
+import time
+import traceback
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from pymilvus import MilvusClient
+
+from tests.fixtures.engines import Engine, new_client
+
+from . import proxy
+from .contenders import FLAT, HNSW, Contender, Floor, Ids, Index, Upstream, contenders
+from .data import Batch, make_batch, make_queries
+from .measure import Figures, measure, percentiles, settle
+from .memory import measure_in_child
+from .settings import DELAY_MS, Options
+
+#: Contender to its figures; one that has left is missing.
+Round: TypeAlias = dict[str, Figures]
+
+#: An add of the batch's only node, or the query of a vector.
+Item: TypeAlias = "Batch | list[float]"
+
+T = TypeVar("T")
+
+#: A rate is sustained when the last calls come late by at most this share of the time, beside
+#: what they take alone.
+LATE_SHARE = 0.25
+#: Calls of an open loop that are not answered after so many times its length are given up.
+DRAIN_FACTOR = 2
+#: Rounds of an open loop: each is long, and has its percentiles over many calls.
+OPEN_ROUNDS = 3
+RTT_ROUNDS = 1
+#: With the delaying proxy, Lite is asked for this share of the queries.
+LITE_RTT_SHARE = 0.25
+LEAST_LONE_CALLS = 10
+SECONDS_FOR_AN_INDEX = 900
+
+
+@dataclass
+class Workload:
+    """What came out of one workload on one engine.
+
+    Attributes:
+        key: Its name in the results.
+        title: Its name for readers.
+        measure: The figure that is compared, `seconds` or `p50`, both in seconds.
+        operations: How many a round has; 0 where that is not fixed.
+        rounds: The figures.
+        details: What else a reader should know.
+    """
+
+    key: str
+    title: str
+    measure: str
+    operations: int
+    rounds: list[Round] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Bench:
+    """All workloads on one engine.
+
+    Args:
+        engine: The engine.
+        options: What to measure.
+        say: Receives lines about the progress.
+    """
+
+    def __init__(self, engine: Engine, options: Options, say: Callable[[str], None]) -> None:
+        self.engine = engine
+        self.options = options
+        self.say = say
+        self.results: list[Workload] = []
+        self.classes = contenders()
+        self.raw: MilvusClient = new_client(engine.uri, engine.token)
+        largest = max(options.count, options.rows)
+        if "bulk" in options.workloads:
+            largest = max(largest, options.bulk)
+        self.batch = make_batch(largest, options.dim)
+        self.queries = make_queries(self.batch.nodes[: options.rows], options.count)
+        self.failures: list[str] = []
+        self._rate = 0.0
+
+    async def run(self) -> list[Workload]:
+        """Run the workloads of the options."""
+        groups = {
+            "adds": self._single_adds,
+            "bulk": self._bulk,
+            "bulk-50k": self._full_bulk,
+            "queries": self._queries_on_small_collection,
+            "queries-big": self._queries_on_big_collection,
+            "lone": self._lone_calls,
+            "mixed": self._mixed_near,
+            "rtt": self._with_round_trips,
+            "memory": self._memory,
+        }
+        try:
+            for name, group in groups.items():
+                if name not in self.options.workloads:
+                    continue
+                try:
+                    await group()
+                except Exception as error:
+                    # The others may be worth their time all the same.
+                    traceback.print_exc()
+                    failure = f"{self.engine.name}: {name} failed with {type(error).__name__}"
+                    self.failures.append(failure)
+        finally:
+            self.raw.close()
+        return self.results
+
+    # -- collections -------------------------------------------------------------------------
+
+    def _new(
+        self, kind: type[Contender], engine: Engine, name: str, index: Index, level: str
+    ) -> Contender:
+        return kind(engine, name, self.options.dim, self.options.top_k, index, level)
+
+    @asynccontextmanager
+    async def _fresh(
+        self, classes: Sequence[type[Contender]], engine: Engine, fill: Batch | None = None
+    ) -> AsyncIterator[list[Contender]]:
+        """Contenders with a new collection each, connected and warm."""
+        names = [f"bench_{kind.key}_{uuid.uuid4().hex[:8]}" for kind in classes]
+        made = [
+            self._new(kind, engine, name, FLAT, "Strong")
+            for kind, name in zip(classes, names, strict=True)
+        ]
+        try:
+            # At once: a server takes 3 s for each, most of which it waits.
+            await asyncio.gather(*(each.open() for each in made))
+            warm = make_batch(3, self.options.dim, prefix="warm")
+            for each in made:
+                # No id twice: a server then fails to find what it counts.
+                await each.add_all(warm.part(0, 2))
+                await each.add_one(warm, 2)
+                await each.query_one(self.queries[0])
+                if fill is not None:
+                    await each.add_all(fill)
+            yield made
+        finally:
+            for each in made:
+                await each.close()
+            await asyncio.gather(*(asyncio.to_thread(self._drop, name) for name in names))
+
+    @asynccontextmanager
+    async def _shared(
+        self, batches: Sequence[Batch], engine: Engine, index: Index, level: str
+    ) -> AsyncIterator[list[Contender]]:
+        """Contenders that read one collection, filled by the raw client, connected and warm."""
+        name = f"bench_shared_{uuid.uuid4().hex[:8]}"
+        made = [self._new(kind, engine, name, index, level) for kind in self.classes]
+        try:
+            floor = made[0]
+            await floor.open()
+            for batch in batches:
+                await floor.add_all(batch)
+            if index is not FLAT:
+                await asyncio.to_thread(self._build_index, name, sum(map(len, batches)))
+            for each in made[1:]:
+                await each.open()
+            for each in made:
+                await each.query_one(self.queries[0])
+            yield made
+        finally:
+            for each in made:
+                if hasattr(each, "store") or isinstance(each, Floor):
+                    await each.close()
+            await asyncio.to_thread(self._drop, name)
+
+    def _drop(self, name: str) -> None:
+        if self.raw.has_collection(name):
+            self.raw.drop_collection(name)
+
+    def _build_index(self, name: str, rows: int) -> None:
+        """Seal all rows, and wait until they are indexed and loaded with their index."""
+        self.raw.flush(name)
+        deadline = time.monotonic() + SECONDS_FOR_AN_INDEX
+        while not self.engine.is_lite:
+            index = self.raw.describe_index(name, "embedding")
+            if index["indexed_rows"] >= rows and not index["pending_index_rows"]:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no index in {SECONDS_FOR_AN_INDEX} s: {index}")
+            time.sleep(1)
+        self.raw.release_collection(name)
+        self.raw.load_collection(name)
+
+    def _count(self, name: str) -> int:
+        rows = self.raw.query(
+            name, filter="", output_fields=["count(*)"], consistency_level="Strong"
+        )
+        return int(rows[0]["count(*)"])
+
+    # -- workloads ---------------------------------------------------------------------------
+
+    def _begin(self, workload: Workload) -> Workload:
+        self.results.append(workload)
+        self.say(f"{self.engine.name}: {workload.title}")
+        return workload
+
+    async def _rounds(
+        self,
+        workload: Workload,
+        rounds: int,
+        run: Callable[[list[type[Contender]], int], Awaitable[Round]],
+    ) -> None:
+        """Run rounds. Who has used up its time leaves the further ones, the others go on."""
+        spent = dict.fromkeys((kind.key for kind in self.classes), 0.0)
+        for number in range(rounds):
+            classes = [each for each in self.classes if spent[each.key] < self.options.patience]
+            result = await run(rotated(classes, number), number)
+            workload.rounds.append(result)
+            for key, figures in result.items():
+                spent[key] += figures.get("seconds", 0.0)
+            self.say(f"  round {number + 1}: {shown(workload, result)}")
+
+    async def _single_adds(self) -> None:
+        await self._adds("single_adds", "", self.engine, self.options.rounds)
+
+    async def _adds(self, key: str, suffix: str, engine: Engine, rounds: int) -> None:
+        batch = self.batch.part(0, self.options.count)
+        title = f"{len(batch):,} concurrent single adds{suffix}"
+        workload = self._begin(Workload(key, title, "seconds", len(batch)))
+        await self._add_rounds(workload, engine, batch, "add_each", rounds)
+
+    async def _bulk(self) -> None:
+        await self._one_add("bulk_add", self.batch.part(0, self.options.bulk), self.options.rounds)
+
+    async def _full_bulk(self) -> None:
+        batch = make_batch(self.options.full_bulk, self.options.dim)
+        await self._one_add("bulk_add_full", batch, min(3, self.options.rounds))
+
+    async def _one_add(self, key: str, batch: Batch, rounds: int) -> None:
+        title = f"one add of {len(batch):,} nodes"
+        workload = self._begin(Workload(key, title, "seconds", len(batch)))
+        await self._add_rounds(workload, self.engine, batch, "add_all", rounds)
+
+    async def _add_rounds(
+        self, workload: Workload, engine: Engine, batch: Batch, method: str, rounds: int
+    ) -> None:
+        async def run(classes: list[type[Contender]], _number: int) -> Round:
+            result: Round = {}
+            async with self._fresh(classes, engine) as made:
+                for each in made:
+                    before = self._count(each.collection)
+                    add = getattr(each, method)
+                    _, result[each.key] = await measure(
+                        partial(add, batch), len(batch), self.options.rest
+                    )
+                    added = self._count(each.collection) - before
+                    if added != len(batch):
+                        raise RuntimeError(f"{each.label} added {added} of {len(batch)} nodes")
+            return result
+
+        await self._rounds(workload, rounds, run)
+
+    @property
+    def _small(self) -> Batch:
+        return self.batch.part(0, self.options.rows)
+
+    async def _queries_on_small_collection(self) -> None:
+        title = f"{len(self.queries):,} concurrent single queries, {len(self._small):,} rows"
+        async with self._shared([self._small], self.engine, FLAT, "Strong") as made:
+            rounds = self.options.rounds
+            await self._queries("single_queries", title, made, self.queries, rounds)
+
+    async def _lone_calls(self) -> None:
+        async with self._shared([self._small], self.engine, FLAT, "Strong") as made:
+            await self._lone_queries("lone_query", "a lone query, Strong", made)
+        # Lite knows no other level, so that it would be the same again.
+        if not self.engine.is_lite:
+            async with self._shared([self._small], self.engine, FLAT, "Session") as made:
+                await self._lone_queries("lone_query_session", "a lone query, Session", made)
+        await self._lone_adds()
+
+    async def _queries(
+        self,
+        key: str,
+        title: str,
+        made: list[Contender],
+        vectors: Sequence[list[float]],
+        rounds: int,
+        first_hit: bool = True,
+    ) -> None:
+        workload = self._begin(Workload(key, title, "seconds", len(vectors)))
+        floor = made[0]
+        assert isinstance(floor, Floor)
+        workload.details["floor_seconds"] = await floor.calibrate(vectors)
+        workload.details["floor"] = "{} vectors per search, {} in flight".format(*floor.plan)
+        by_key = {each.key: each for each in made}
+
+        async def run(classes: list[type[Contender]], _number: int) -> Round:
+            result: Round = {}
+            for kind in classes:
+                query_each = by_key[kind.key].query_each
+                found, result[kind.key] = await measure(
+                    partial(query_each, vectors), len(vectors), self.options.rest
+                )
+                self._check_found(kind.label, found, first_hit)
+            return result
+
+        await self._rounds(workload, rounds, run)
+
+    def _check_found(self, who: str, found: Sequence[Ids], first_hit: bool) -> None:
+        if any(len(ids) != self.options.top_k for ids in found):
+            raise RuntimeError(f"{who}: a query has not found {self.options.top_k} nodes")
+        for i, ids in enumerate(found):
+            expected = self.batch.nodes[i % self.options.rows].node_id
+            if first_hit and ids[0] != expected:
+                raise RuntimeError(f"{who}: query {i} found {ids[0]!r} before {expected!r}")
+
+    async def _queries_on_big_collection(self) -> None:
+        options = self.options
+        rows = options.big_rows_lite if self.engine.is_lite else options.big_rows
+        self.say(f"{self.engine.name}: building an HNSW index of {rows:,} rows")
+        # The first rows are those near which the queries are.
+        first = self.batch.part(0, min(options.rows, rows))
+        batches = (first, *self._filler(rows - len(first)))
+        began = time.perf_counter()
+        async with self._shared(batches, self.engine, HNSW, "Strong") as made:
+            self.say(f"  built in {time.perf_counter() - began:.0f} s")
+            title = f"{options.count:,} concurrent single queries, {rows:,} rows, HNSW"
+            # An approximate index need not find the nearest.
+            await self._queries(
+                "single_queries_big", title, made, self.queries, options.rounds, first_hit=False
+            )
+
+    def _filler(self, n: int) -> list[Batch]:
+        """Rows of one text, to fill a collection with; vectors as numpy arrays, to save memory."""
+        random = np.random.default_rng(2)
+        template = self.batch.rows[0]
+        batches = []
+        for start in range(0, n, 5_000):
+            vectors = random.normal(size=(min(5_000, n - start), self.options.dim))
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            rows = [
+                {**template, "id": f"fill-{start + i}", "embedding": vector}
+                for i, vector in enumerate(vectors.astype(np.float32))
+            ]
+            batches.append(Batch(self.batch.nodes[:1] * len(rows), rows))
+        return batches
+
+    async def _lone_queries(self, key: str, title: str, made: list[Contender]) -> None:
+        async def call(each: Contender, number: int) -> None:
+            await each.query_one(self.queries[number % len(self.queries)])
+
+        await self._lone(self._begin(Workload(key, title, "p50", 0)), made, call)
+
+    async def _lone_adds(self) -> None:
+        async def call(each: Contender, number: int) -> None:
+            await each.add_one(self.batch, number)
+
+        workload = self._begin(Workload("lone_add", "a lone add", "p50", 0))
+        async with self._fresh(self.classes, self.engine) as made:
+            await self._lone(workload, made, call)
+
+    async def _lone(
+        self,
+        workload: Workload,
+        made: list[Contender],
+        call: Callable[[Contender, int], Awaitable[None]],
+    ) -> None:
+        """One call at a time; the contenders take turns call by call, not round by round.
+
+        Neighbours in time see the same machine.
+        """
+        options = self.options
+
+        async def run(_classes: list[type[Contender]], number: int) -> Round:
+            seconds: dict[str, list[float]] = {each.key: [] for each in made}
+
+            async def calls() -> None:
+                until = time.perf_counter() + options.lone_seconds * len(made)
+                for i in range(min(options.lone, len(self.batch))):
+                    if i >= LEAST_LONE_CALLS and time.perf_counter() > until:
+                        break
+                    for each in rotated(made, number + i):
+                        began = time.perf_counter()
+                        await call(each, i)
+                        seconds[each.key].append(time.perf_counter() - began)
+
+            await settle(options.rest)
+            await calls()
+            return {
+                key: {**percentiles(values), "operations": len(values)}
+                for key, values in seconds.items()
+            }
+
+        await self._rounds(workload, min(3, options.rounds), run)
+
+    # -- open loop ---------------------------------------------------------------------------
+
+    async def _mixed_near(self) -> None:
+        await self._mixed("mixed", "", self.engine, OPEN_ROUNDS)
+
+    async def _mixed(self, key: str, suffix: str, engine: Engine, rounds: int) -> None:
+        rate = await self._sustained_rate()
+        for factor in (1, 2):
+            title = f"adds and queries arriving at {factor * rate:,.0f}/s{suffix}"
+            name = key if factor == 1 else f"{key}_{factor}x"
+            workload = self._begin(Workload(name, title, "query_p50", 0))
+            workload.details = {"rate": factor * rate, "factor": factor}
+            await self._open_loop(workload, engine, factor * rate, rounds)
+
+    async def _sustained_rate(self) -> float:
+        """The rate of arrivals that upstream (without it, the raw client) can just sustain.
+
+        It is found by doubling it until calls pile up, and then halving the last step.
+        """
+        if self._rate:
+            return self._rate
+        kind: type[Contender] = Floor if Upstream.why_not() else Upstream
+        async with self._fresh([kind], self.engine, self._small) as (each,):
+            seconds = self.options.open_seconds / 2
+            alone = await self._seconds_alone(each, seconds)
+            slow = 0.5 / alone  # this much it certainly does
+            while await self._sustains(each, 2 * slow, seconds, alone):
+                slow *= 2
+            middle = slow * 2**0.5
+            holds = await self._sustains(each, middle, seconds, alone)
+            self._rate = middle if holds else slow
+        self.say(f"{self.engine.name}: {each.label} sustains {self._rate:.0f} mixed calls/s")
+        return self._rate
+
+    async def _sustains(self, each: Contender, rate: float, seconds: float, alone: float) -> bool:
+        items = self._mixed_items(max(2, int(rate * seconds)), f"rate-{rate:.3f}")
+        arrivals = [number / rate for number in range(len(items))]
+        patience = 2 * alone + LATE_SHARE * seconds
+        _, _, failed = await self._arrive(each, items, arrivals, patience)
+        if failed:
+            await asyncio.sleep(seconds)  # the engine still works
+        return not failed
+
+    async def _seconds_alone(self, each: Contender, seconds: float) -> float:
+        """What an add and a query take, one after the other."""
+        began = time.perf_counter()
+        for number in itertools.count(1):
+            for item in self._mixed_items(2, f"alone-{number}"):
+                await call_one(each, item)
+            spent = time.perf_counter() - began
+            if number >= LEAST_LONE_CALLS and spent > seconds:
+                break
+        return spent / number
+
+    def _mixed_items(self, n: int, prefix: str = "mixed") -> list[Item]:
+        """Adds and queries in turns; the nodes have ids of their own, as new ones would."""
+        items: list[Item] = []
+        for number in range(n):
+            if number % 2:
+                items.append(self.queries[number % len(self.queries)])
+                continue
+            position, name = number % len(self.batch), f"{prefix}-{number}"
+            node = self.batch.nodes[position].model_copy(update={"id_": name})
+            items.append(Batch([node], [{**self.batch.rows[position], "id": name}]))
+        return items
+
+    async def _open_loop(
+        self, workload: Workload, engine: Engine, rate: float, rounds: int
+    ) -> None:
+        """Calls that arrive whether or not the ones before are done, as those of users do.
+
+        Each latency counts from the moment of arrival, so that a loop that comes late with its
+        calls cannot hide it.
+        """
+        classes = [kind for kind in self.classes if kind is not Floor]
+        patience = DRAIN_FACTOR * self.options.open_seconds
+
+        async def run(_classes: list[type[Contender]], number: int) -> Round:
+            gaps = np.random.default_rng(number).exponential(
+                1 / rate, size=max(2, int(rate * self.options.open_seconds))
+            )
+            arrivals = np.cumsum(gaps).tolist()
+            items = self._mixed_items(len(arrivals))
+            result: Round = {}
+            async with self._fresh(rotated(classes, number), engine, self._small) as made:
+                for each in made:
+                    (adds, queries, failed), figures = await measure(
+                        partial(self._arrive, each, items, arrivals, patience),
+                        len(arrivals),
+                        self.options.rest,
+                    )
+                    figures.update(percentiles(adds, "add_"))
+                    figures.update(percentiles(queries, "query_"))
+                    figures["failed"] = failed
+                    result[each.key] = figures
+                    if failed:
+                        await asyncio.sleep(self.options.open_seconds)  # the engine still works
+            return result
+
+        await self._rounds(workload, min(rounds, self.options.rounds), run)
+
+    async def _arrive(
+        self,
+        each: Contender,
+        items: Sequence[Item],
+        arrivals: Sequence[float],
+        patience: float,
+    ) -> tuple[list[float], list[float], int]:
+        """Call on time.
+
+        Returns:
+            The latencies of adds, those of queries, and how many calls failed or were not answered
+            `patience` seconds after the last arrival. Those count with what they had waited.
+        """
+        latencies: tuple[list[float], list[float]] = ([], [])
+        failed = 0
+        began = time.perf_counter()
+
+        async def call(number: int, item: Item, due: float) -> None:
+            nonlocal failed
+            try:
+                await call_one(each, item)
+            except (Exception, asyncio.CancelledError):
+                failed += 1
+            latencies[number % 2].append(time.perf_counter() - due)
+
+        tasks = []
+        for number, (offset, item) in enumerate(zip(arrivals, items, strict=True)):
+            due = began + offset
+            wait = due - time.perf_counter()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            tasks.append(asyncio.create_task(call(number, item, due)))
+        _, pending = await asyncio.wait(tasks, timeout=patience)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*tasks)
+        return *latencies, failed
+
+    # -- with a network, and with much data --------------------------------------------------
+
+    async def _with_round_trips(self) -> None:
+        scheme, _, address = self.engine.uri.partition("://")
+        if scheme != "http":
+            self.say(f"{self.engine.name}: no delaying proxy before {scheme}, skipped")
+            return
+        share = LITE_RTT_SHARE if self.engine.is_lite else 1
+        queries = self.queries[: int(len(self.queries) * share)]
+        suffix = f", {2 * DELAY_MS} ms away"
+        rounds = min(3, self.options.rounds)
+        with proxy.delayed(address, DELAY_MS) as delayed:
+            far = dataclasses.replace(self.engine, uri=f"{scheme}://{delayed}")
+            await self._adds("rtt_single_adds", suffix, far, rounds)
+            async with self._shared([self._small], far, FLAT, "Strong") as made:
+                title = f"{len(queries):,} concurrent single queries{suffix}"
+                await self._queries("rtt_single_queries", title, made, queries, rounds)
+            await self._mixed("rtt_mixed", suffix, far, RTT_ROUNDS)
+
+    async def _memory(self) -> None:
+        n = self.options.memory
+        title = f"{n:,} nodes from a generator"
+        workload = self._begin(Workload("memory", title, "growth_mib", n))
+        result: Round = {}
+        for kind in self.classes:
+            if kind is Floor:
+                continue
+            name = f"bench_memory_{uuid.uuid4().hex[:8]}"
+            try:
+                samples = await measure_in_child(self.engine, kind.key, name, n, self.options.dim)
+            finally:
+                await asyncio.to_thread(self._drop, name)
+            if not samples:
+                self.say("  memory of a process cannot be read on this system, skipped")
+                return
+            workload.details[kind.key] = samples
+            result[kind.key] = memory_figures(samples)
+        workload.rounds.append(result)
+        self.say(f"  {shown(workload, result)}")
+
+
+async def call_one(each: Contender, item: Item) -> None:
+    """Make one call of a mix."""
+    if isinstance(item, Batch):
+        await each.add_one(item, 0)
+    else:
+        await each.query_one(item)
+
+
+def rotated(items: Sequence[T], by: int) -> list[T]:
+    """The items, beginning at another one each time."""
+    start = by % len(items)
+    return [*items[start:], *items[:start]]
+
+
+def memory_figures(samples: Sequence[Sequence[float]]) -> Figures:
+    """Peak and growth of memory, from pairs of the nodes added so far and MiB.
+
+    Growth is from the second quarter to the last: the first has the buffers grow to their size.
+    """
+    total = samples[-1][0]
+    quarters = [
+        [mib for added, mib in samples if q * total / 4 <= added <= (q + 1) * total / 4]
+        for q in range(4)
+    ]
+    return {
+        "start_mib": samples[0][1],
+        "peak_mib": max(mib for _, mib in samples),
+        "growth_mib": statistics.median(quarters[3]) - statistics.median(quarters[1]),
+    }
+
+
+def shown(workload: Workload, result: Round) -> str:
+    """A round in one line."""
+    parts = []
+    for key in sorted(result):
+        value = result[key].get(workload.measure)
+        if value is not None:
+            text = f"{value:.1f} MiB" if workload.measure.endswith("mib") else f"{value:.4f} s"
+            parts.append(f"{key} {text}")
+    return ", ".join(parts)
