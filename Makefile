@@ -43,7 +43,7 @@ test-pymilvus30: $(VENV)/.installed-dev ## the tests with pymilvus 3.0
 test-pymilvus26: $(VENV26)/.installed ## the tests with pymilvus 2.6
 	@echo "==== tests with pymilvus 2.6 ($(VENV26)) ===="
 	$(VENV26)/bin/python -m pytest $(NOT_WITH_26:%=--ignore=tests/test_%.py) -k 'not standalone' $(PYTEST_ARGS)
-	$(VENV26)/bin/python -m pytest $(STANDALONE_WITH_26:%=tests/test_%.py) -k standalone $(PYTEST_ARGS)
+	$(VENV26)/bin/python -m pytest $(STANDALONE_WITH_26:%=tests/test_%.py) -k 'standalone or external' $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and formatting
 	$(VENV)/bin/python -m ruff check .
