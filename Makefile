@@ -75,7 +75,7 @@ $(VENV26)/.installed: pyproject.toml constraints.txt | $(VENV26)/bin/python
 	touch $@
 
 $(VENVBENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt | $(VENVBENCH)/bin/python
-	$(VENVBENCH)/bin/python $(INSTALL) -r benchmarks/requirements.txt -e '.[lite]'
+	$(VENVBENCH)/bin/python $(INSTALL) -r benchmarks/requirements.txt -e '.[lite,test]'
 	touch $@
 
 %/bin/python:
