@@ -528,35 +528,15 @@ class AsyncBackend(Backend):
             max_queued_bytes=MAX_QUEUED_BYTES,
             coalesce=connections.coalesce,
         )
+        # Name, call, most items, most weight, most bytes.
         kind = partial(Kind, is_separable=is_refusal_of_data, is_overload=is_overload)
-        self._inserts = kind(
-            name="insert",
-            call=self._send_rows,
-            max_items=connections.rows_per_insert,
-            max_weight=connections.rows_per_insert,
-            max_bytes=MAX_INSERT_BYTES,
-        )
+        most_rows = connections.rows_per_insert
+        self._inserts = kind("insert", self._send_rows, most_rows, most_rows, MAX_INSERT_BYTES)
         self._searches = kind(
-            name="search",
-            call=self._send_vectors,
-            max_items=MAX_SEARCH_VECTORS,
-            max_weight=MAX_SEARCH_HITS,
-            max_bytes=MAX_QUEUED_BYTES,
+            "search", self._send_vectors, MAX_SEARCH_VECTORS, MAX_SEARCH_HITS, MAX_QUEUED_BYTES
         )
-        self._gets = kind(
-            name="get",
-            call=self._send_ids,
-            max_items=MAX_IDS,
-            max_weight=MAX_IDS,
-            max_bytes=MAX_QUEUED_BYTES,
-        )
-        self._deletes = kind(
-            name="delete",
-            call=self._send_doc_ids,
-            max_items=MAX_IDS,
-            max_weight=MAX_IDS,
-            max_bytes=MAX_QUEUED_BYTES,
-        )
+        self._gets = kind("get", self._send_ids, MAX_IDS, MAX_IDS, MAX_QUEUED_BYTES)
+        self._deletes = kind("delete", self._send_doc_ids, MAX_IDS, MAX_IDS, MAX_QUEUED_BYTES)
 
     def client(self) -> LoopClient:
         """The client of this loop, which connects at its first call."""
