@@ -26,10 +26,11 @@ from pymilvus import AsyncMilvusClient, CollectionSchema, MilvusClient
 from pymilvus.client.types import LoadState
 from pymilvus.milvus_client.index import IndexParams
 
-from . import _insert_message
+from . import _insert_message, _search_response
 from ._coalescing import Coalescer, Kind, KindStats
 from ._failures import is_overload, is_refusal_of_data, translated
 from ._requests import DeleteDocuments, GetByIds, Insert, Search
+from ._slices import Slices
 from .errors import LiteNotInstalledError, ServerError, StoreClosedError
 
 logger = logging.getLogger(__name__)
@@ -49,11 +50,20 @@ DELETE_SETTLES_AFTER = 3.0
 #: Most bytes of one insert, estimated. Far below the 64 MiB that a server takes: pymilvus packs a
 #: request in one go, and this much takes it about 10 ms, for which the event loop stands still.
 MAX_INSERT_BYTES = 2**19
-#: Most vectors of one search. More gain little, and an exhaustive search over 100,000 rows takes
-#: 10 ms for each.
-MAX_SEARCH_VECTORS = 100
-#: Most hits of one search, so that reading a response does not hold the loop long.
+#: Most vectors of one search. More gain nothing on a server of two cores, and an exhaustive search
+#: over 100,000 rows takes 10 ms for each.
+MAX_SEARCH_VECTORS = 250
+#: Most hits of one search that a caller has put together: where the size of hits is not known, no
+#: response should be near what a server sends.
 MAX_SEARCH_HITS = 2_000
+#: Most vectors of one search of Milvus Lite, which takes the same time over unflushed rows for one
+#: vector as for many, and is slower where searches overlap than one after the other.
+MAX_LITE_SEARCH_VECTORS = 1_000
+#: Most bytes of a search's response, as far as earlier responses let them be foreseen: reading
+#: them holds the event loop, and a server sends 512 MiB at most.
+MAX_RESPONSE_BYTES = 16 * 2**20
+#: Bytes of a hit that are assumed before the first response.
+FIRST_HIT_BYTES = 8 * 2**10
 #: Most ids of one expression, whose cost grows faster than their number.
 MAX_IDS = 1_000
 #: Most bytes of rows that wait on one event loop; calls beyond it wait before they queue.
@@ -64,12 +74,6 @@ LITE_UNFLUSHED_ROWS = 1_000
 
 # Milvus' code for a collection that is not in memory: it was released, or its server restarted.
 _NOT_LOADED = 101
-
-#: How long a slice of conversion may hold the event loop, in seconds.
-_SLICE = 0.004
-
-# What pymilvus packs rows for, in one go.
-_PACKING = ("insert", "upsert")
 
 # Otherwise gRPC lets all channels of a process to one address share a connection: where the
 # server ends that of an idle client, the first call of a new one fails with it.
@@ -383,7 +387,11 @@ class Backend(ABC):
         return await self._search(self._leveled(request), vectors, timeout)
 
     async def _search(
-        self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
+        self,
+        request: Search,
+        vectors: Sequence[Sequence[float]],
+        timeout: float | None,
+        **options: Any,
     ) -> list[Any]:
         read = partial(
             self._call,
@@ -398,8 +406,10 @@ class Backend(ABC):
             partition_names=_list(request.partition_names),
             consistency_level=request.consistency_level,
             timeout=timeout,
+            **options,
         )
-        return list(await self._loaded(request.collection_name, read))
+        found: list[Any] = await self._loaded(request.collection_name, read)
+        return found
 
     async def _loaded(self, name: str, request: Callable[[], Awaitable[T]]) -> T:
         """Make a request that needs the collection in memory; load it where it is no longer."""
@@ -498,16 +508,17 @@ class LoopClient(AsyncMilvusClient):  # type: ignore[misc] # pymilvus has no typ
         super().__init__(**arguments)
         self._connections = connections
         self._connecting = asyncio.Lock()
-        self._packing: Any = None  # the handler whose requests `_insert_message` packs
+        self._installed: Any = None  # the handler that has our packing and reading
 
     async def _connect(self) -> None:
         # pymilvus calls this in `__aenter__` and before a first request.
         await self._connections.make_ready()
         async with self._connecting:
             await super()._connect()
-            if self._handler is not self._packing:
+            if self._handler is not self._installed:
                 _insert_message.install(self._handler)
-                self._packing = self._handler
+                _search_response.install(self._handler)
+                self._installed = self._handler
 
 
 class AsyncBackend(Backend):
@@ -519,10 +530,7 @@ class AsyncBackend(Backend):
         self._connected = False
         self._in_flight = asyncio.Semaphore(connections.max_in_flight)
         self._calls = 0
-        self._turn = asyncio.Lock()
-        self._schema_is_known = False
-        self._slice_left = _SLICE
-        self._next_slice: asyncio.Future[None] | None = None
+        self._slices = Slices()
         self.coalescer = Coalescer(
             max_in_flight=connections.max_in_flight,
             max_queued_bytes=MAX_QUEUED_BYTES,
@@ -532,9 +540,12 @@ class AsyncBackend(Backend):
         kind = partial(Kind, is_separable=is_refusal_of_data, is_overload=is_overload)
         most_rows = connections.rows_per_insert
         self._inserts = kind("insert", self._send_rows, most_rows, most_rows, MAX_INSERT_BYTES)
-        self._searches = kind(
-            "search", self._send_vectors, MAX_SEARCH_VECTORS, MAX_SEARCH_HITS, MAX_QUEUED_BYTES
-        )
+        search = partial(kind, "search", self._send_vectors)
+        most_vectors = (MAX_SEARCH_VECTORS, MAX_SEARCH_VECTORS, MAX_RESPONSE_BYTES)
+        self._searches = search(*most_vectors)
+        most_vectors = (MAX_LITE_SEARCH_VECTORS, MAX_LITE_SEARCH_VECTORS, MAX_RESPONSE_BYTES)
+        self._lite_searches = search(*most_vectors, max_in_flight=1)
+        self._hit_bytes: float = FIRST_HIT_BYTES
         self._gets = kind("get", self._send_ids, MAX_IDS, MAX_IDS, MAX_QUEUED_BYTES)
         self._deletes = kind("delete", self._send_doc_ids, MAX_IDS, MAX_IDS, MAX_QUEUED_BYTES)
 
@@ -577,30 +588,9 @@ class AsyncBackend(Backend):
             client = await self.connect()
             async with self._in_flight:
                 with translated(method, self._connections.address):
-                    call = partial(getattr(client, method), *args, timeout=deadline, **kwargs)
-                    return await (self._in_turn(call) if method in _PACKING else call())
+                    return await getattr(client, method)(*args, timeout=deadline, **kwargs)
         finally:
             self._calls -= 1
-
-    async def _in_turn(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Make a call that packs rows.
-
-        pymilvus packs them in the first step of its coroutine. Packings take turns, one in each
-        iteration of the loop, or those of concurrent calls would add up to one long stall.
-        """
-        async with self._turn:
-            if not self._schema_is_known:
-                # The first one asks for the schema before it packs: its turn is all of it.
-                result = await call()
-                self._schema_is_known = True
-                return result
-            task = asyncio.ensure_future(call())
-            try:
-                await asyncio.sleep(0)
-            except BaseException:
-                task.cancel()
-                raise
-        return await task
 
     async def once(self, once: Once[T]) -> T:
         return await once.aget()
@@ -644,10 +634,11 @@ class AsyncBackend(Backend):
         self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
     ) -> list[Any]:
         hits: list[Any] = await self._submit(
-            self._searches,
+            self._lite_searches if request.one_at_a_time else self._searches,
             self._leveled(request),
             vectors,
-            weight=request.limit * len(vectors),
+            weight=len(vectors),
+            size=int(len(vectors) * request.limit * self._hit_bytes),
             timeout=timeout,
         )
         return hits
@@ -655,8 +646,18 @@ class AsyncBackend(Backend):
     async def _send_vectors(
         self, request: Search, items: Sequence[Sequence[Any]], timeout: float | None
     ) -> Sequence[list[Any]]:
-        hits = iter(await self._search(request, [v for item in items for v in item], timeout))
+        vectors = [vector for item in items for vector in item]
+        options = {_search_response.HITS_ON_DEMAND: True, "retry_on_rate_limit": False}
+        found = await self._search(request, vectors, timeout, **options)
+        self._note_response(found)
+        hits = iter(found)
         return [[next(hits) for _ in item] for item in items]
+
+    def _note_response(self, found: list[Any]) -> None:
+        """Remember how many bytes hits have, quickly where they become more, slowly otherwise."""
+        count = sum(map(len, found))
+        if count and isinstance(found, _search_response.Response):
+            self._hit_bytes = max(found.size / count, self._hit_bytes / 2)
 
     async def get_by_ids(
         self, request: GetByIds, ids: Sequence[str], timeout: float | None
@@ -731,28 +732,7 @@ class AsyncBackend(Backend):
         return outcomes
 
     async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
-        converted: list[T] = []
-        for item in items:
-            while self._slice_left <= 0:
-                await self._new_slice()
-            began = time.perf_counter()
-            converted.append(convert(item))
-            self._slice_left -= time.perf_counter() - began
-        return converted
-
-    async def _new_slice(self) -> None:
-        """Wait for the next slice of time; conversions of concurrent calls share each."""
-        if self._next_slice is None:
-            loop = asyncio.get_running_loop()
-            self._next_slice = loop.create_future()
-            loop.call_soon(self._open_slice, self._next_slice)
-        # Shared: a caller that is cancelled must not cancel the others' wait.
-        await asyncio.wait([self._next_slice])
-
-    def _open_slice(self, waited_for: asyncio.Future[None]) -> None:
-        self._next_slice = None
-        self._slice_left = _SLICE
-        waited_for.set_result(None)
+        return await self._slices.convert(items, convert)
 
 
 class Connections:

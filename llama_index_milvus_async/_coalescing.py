@@ -73,6 +73,7 @@ class Kind(Generic[Key, Item, Result]):
         is_separable: Whether an error is a refusal of data that has certainly done nothing.
         is_overload: Whether an error says that the server has too much to do, and that it has
             done nothing.
+        max_in_flight: Most calls of this kind under way at once; by default the coalescer's.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Kind(Generic[Key, Item, Result]):
     max_bytes: int
     is_separable: Callable[[Exception], bool]
     is_overload: Callable[[Exception], bool]
+    max_in_flight: int | None = None
 
 
 @dataclass
@@ -187,6 +189,7 @@ class _Lane:
     """The state of one kind."""
 
     kind: Kind[Any, Any, Any]
+    max_in_flight: int
     limit: int  # of calls in flight; moved by overload and success
     stats: KindStats = field(default_factory=KindStats)
     line: _Entries = field(default_factory=OrderedDict)  # waiting for room; not counted in bytes
@@ -272,7 +275,8 @@ class Coalescer:
         """
         lane = self._lanes.get(kind)
         if lane is None:
-            lane = self._lanes[kind] = _Lane(kind, self._max_in_flight)
+            most = min(kind.max_in_flight or self._max_in_flight, self._max_in_flight)
+            lane = self._lanes[kind] = _Lane(kind, most, limit=most)
             self._lanes.move_to_end(kind, last=False)  # it has had no turn yet
         lane.stats.calls += 1
         loop, now = asyncio.get_running_loop(), self._clock()
@@ -435,7 +439,7 @@ class Coalescer:
         if batch.window == lane.window:
             lane.refusals = 0
             lane.successes += 1
-            if lane.successes >= lane.limit < self._max_in_flight:
+            if lane.successes >= lane.limit < lane.max_in_flight:
                 lane.limit += 1
                 lane.successes = 0
         return "ok"

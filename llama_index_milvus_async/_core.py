@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -40,13 +40,13 @@ from ._schema import (
     new_schema,
 )
 from ._search import (
+    PreparedSearch,
     ReadOptions,
     SearchOptions,
-    SearchRequest,
-    build_request,
     build_result,
     check_query,
     empty_result,
+    prepare_search,
 )
 from .errors import CollectionError, ConfigurationError, PartialWriteError, QueryError, ServerError
 
@@ -458,16 +458,35 @@ class Core:
         if not asked:
             return results
         ready = await self.ready()
-        indexes: dict[str, tuple[str, str]] = {}
-        searches = {i: await self._build(queries[i], options, ready, indexes) for i in asked}
-        hits = await self._search(searches, options)
+        indexes = await self._indexes(ready, [queries[i] for i in asked])
+
+        def prepare(i: int) -> PreparedSearch:
+            query = queries[i]
+            metric, index_type = indexes[query.embedding_field or ready.layout.embedding_field]
+            return prepare_search(
+                query,
+                options,
+                ready.layout,
+                metric=metric,
+                index_type=index_type,
+                consistency_level=self._consistency_level,
+                output_fields=self._output_fields,
+                search_config=self._search_config,
+            )
+
+        prepared = await self._backend.convert(asked, prepare)
+        searches = dict(zip(asked, prepared, strict=True))
+        hits = await self._search(
+            {i: (search.request, search.vector) for i, search in searches.items()}, options
+        )
         # Lite's HNSW drops what the filter refuses, and what was deleted, after the search.
         short = {
-            i: replace(search, params=search.exhaustive_params)
+            i: (search.exhaustive, search.vector)
             for i, search in searches.items()
-            if search.exhaustive_params is not None and len(hits[i]) < search.limit
+            if search.exhaustive is not None and len(hits[i]) < search.request.limit
         }
-        hits.update(await self._search(short, options))
+        if short:
+            hits.update(await self._search(short, options))
 
         def answer(i: int) -> VectorStoreQueryResult:
             return build_result(queries[i], options, searches[i], hits[i])
@@ -476,49 +495,26 @@ class Core:
             results[i] = result
         return results
 
-    async def _build(
-        self,
-        query: VectorStoreQuery,
-        options: SearchOptions,
-        ready: Ready,
-        indexes: dict[str, tuple[str, str]],
-    ) -> SearchRequest:
-        """Build the search of a query; `indexes` remembers metric and type of other fields'."""
+    async def _indexes(
+        self, ready: Ready, queries: Sequence[VectorStoreQuery]
+    ) -> dict[str, tuple[str, str]]:
+        """Metric and index type of each vector column that queries name."""
         layout = ready.layout
-        field = query.embedding_field or layout.embedding_field
-        if field == layout.embedding_field:
-            indexes[field] = ready.metric, ready.index_type
-        elif field not in indexes:
-            index = await self._backend.describe_index(layout.collection_name, field) or {}
-            metric = str(index.get("metric_type", ready.metric)).upper()
-            indexes[field] = metric, str(index.get("index_type", ""))
-        metric, index_type = indexes[field]
-        return build_request(
-            query,
-            options,
-            layout,
-            metric=metric,
-            index_type=index_type,
-            output_fields=self._output_fields,
-            search_config=self._search_config,
-        )
+        indexes = {layout.embedding_field: (ready.metric, ready.index_type)}
+        for query in queries:
+            field = query.embedding_field or layout.embedding_field
+            if field not in indexes:
+                index = await self._backend.describe_index(layout.collection_name, field) or {}
+                metric = str(index.get("metric_type", ready.metric)).upper()
+                indexes[field] = metric, str(index.get("index_type", ""))
+        return indexes
 
     async def _search(
-        self, searches: Mapping[int, SearchRequest], options: SearchOptions
+        self, searches: Mapping[int, tuple[Search, Sequence[float]]], options: SearchOptions
     ) -> dict[int, Sequence[Any]]:
         """Send searches; returns the hits of each."""
         alike: dict[Search, list[int]] = {}
-        for i, search in searches.items():
-            request = Search(
-                search.collection_name,
-                search.field,
-                search.limit,
-                search.expression,
-                output_fields=search.output_fields,
-                partition_names=options.partition_names,
-                consistency_level=options.consistency_level or self._consistency_level,
-                params=search.params,
-            )
+        for i, (request, _) in searches.items():
             alike.setdefault(request, []).append(i)
         batches = [
             (request, members[start : start + count])
@@ -530,7 +526,7 @@ class Core:
 
         async def send(batch: tuple[Search, list[int]]) -> None:
             request, members = batch
-            vectors = [searches[i].vector for i in members]
+            vectors = [searches[i][1] for i in members]
             found = await self._backend.search(request, vectors, options.timeout)
             hits.update(zip(members, found, strict=True))
 

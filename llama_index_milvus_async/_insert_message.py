@@ -24,8 +24,8 @@ Row = Mapping[str, Any]
 #: Keyword argument of `insert` and `upsert` that says: these rows have been checked.
 CHECKED_ROWS = "checked_rows"
 
-# Where the values of a column type are in `schema.proto`'s ScalarField.
-_SCALARS = {
+#: Where the values of a column type are in `schema.proto`'s ScalarField.
+SCALARS = {
     DataType.BOOL: "bool_data",
     DataType.INT8: "int_data",
     DataType.INT16: "int_data",
@@ -133,7 +133,7 @@ class _Builder:
         values = [row[name] for row in rows]
         column = self._field_data(field_name=name, type=kind)
         if kind is not DataType.FLOAT_VECTOR:
-            getattr(column.scalars, _SCALARS[kind]).data.extend(values)
+            getattr(column.scalars, SCALARS[kind]).data.extend(values)
             return column
         column.vectors.dim = dim
         data = column.vectors.float_vector.data
@@ -160,6 +160,6 @@ def _column(field: Mapping[str, Any]) -> tuple[str, DataType, int] | None:
     special = ("auto_id", "nullable", "is_function_output", "default_value", "is_dynamic")
     if any(field.get(key) for key in special):
         return None
-    if kind not in _SCALARS and kind != DataType.FLOAT_VECTOR:
+    if kind not in SCALARS and kind != DataType.FLOAT_VECTOR:
         return None
     return field["name"], DataType(kind), int((field.get("params") or {}).get("dim", 0))

@@ -28,8 +28,11 @@ class Search:
     """Search a vector column.
 
     Attributes:
+        limit: How many hits to find.
+        expression: The filter, empty for none.
         params: pymilvus' `search_params`.
         params_key: Their text, which stands for them where requests are compared.
+        one_at_a_time: Whether the engine is faster where searches do not overlap.
     """
 
     collection_name: str
@@ -40,6 +43,7 @@ class Search:
     partition_names: tuple[str, ...] | None
     consistency_level: str
     params: Mapping[str, Any] = field(compare=False)
+    one_at_a_time: bool
     params_key: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

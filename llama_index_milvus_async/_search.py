@@ -1,17 +1,16 @@
 """Queries to search requests, and hits to query results.
 
-`SearchOptions` are the keyword arguments of one call, `SearchRequest` is what a backend sends.
+`SearchOptions` are the keyword arguments of one call, `PreparedSearch` is what the core sends.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryMode,
@@ -20,7 +19,8 @@ from llama_index.core.vector_stores.types import (
 
 from . import _filters
 from ._ranking import mmr, similarity
-from ._rows import RowReader
+from ._requests import Search
+from ._rows import RowReader, is_finite
 from ._schema import Layout
 from .errors import ConfigurationError, QueryError
 
@@ -95,41 +95,25 @@ def read_options(cls: type[Any], operation: str, arguments: Mapping[str, Any]) -
 
 
 @dataclass(frozen=True)
-class SearchRequest:
-    """One search, ready to be sent.
+class PreparedSearch:
+    """The search of one query, ready to be sent.
 
     Attributes:
-        collection_name: Where to search.
-        primary_key: Its primary key.
-        vector: The query's vector.
-        field: The vector column.
-        metric: Its metric.
-        limit: How many hits to ask for.
-        expression: The filter, empty for none.
-        params: pymilvus' `search_params`.
-        exhaustive_params: Those of a second search where the first came short, `None` where the
+        request: What it may have in common with other queries'.
+        vector: What it has not: the query's vector.
+        exhaustive: The request of a second search where the first came short, `None` where the
             engine never does.
-        reader: Makes nodes of the hits, and knows the fields to fetch.
-        with_vectors: Whether the vectors of the hits are needed, for MMR.
+        primary_key: The collection's.
+        metric: The vector column's.
+        reader: Makes nodes of the hits.
     """
 
-    collection_name: str
-    primary_key: str
+    request: Search
     vector: Sequence[float]
-    field: str
+    exhaustive: Search | None
+    primary_key: str
     metric: str
-    limit: int
-    expression: str
-    params: Mapping[str, Any]
-    exhaustive_params: Mapping[str, Any] | None
     reader: RowReader
-    with_vectors: bool
-
-    @property
-    def output_fields(self) -> tuple[str, ...]:
-        """The fields to fetch with each hit."""
-        fields = self.reader.fields
-        return tuple(dict.fromkeys([*fields, self.field] if self.with_vectors else fields))
 
 
 def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
@@ -183,17 +167,18 @@ def _mmr_threshold(query: VectorStoreQuery, options: SearchOptions) -> float | N
     return query.mmr_threshold if options.mmr_threshold is None else options.mmr_threshold
 
 
-def build_request(
+def prepare_search(
     query: VectorStoreQuery,
     options: SearchOptions,
     layout: Layout,
     *,
     metric: str,
     index_type: str,
+    consistency_level: str,
     output_fields: Sequence[str],
     search_config: Mapping[str, Any],
-) -> SearchRequest:
-    """Build the search of a query that `check_query` has passed.
+) -> PreparedSearch:
+    """Prepare the search of a query that `check_query` has passed.
 
     Args:
         query: The query.
@@ -201,6 +186,7 @@ def build_request(
         layout: The collection.
         metric: The metric of the vector column's index.
         index_type: The type of that index.
+        consistency_level: The store's, used where the call names none.
         output_fields: The store's output fields, used where the query names none.
         search_config: The store's search parameters, used where the call names none.
 
@@ -211,14 +197,7 @@ def build_request(
     """
     field = query.embedding_field or layout.embedding_field
     column = layout.vector_column(field)
-    vector = _vector(query.query_embedding)
-    if vector.shape != (column.dim,):
-        raise QueryError(
-            f"query_embedding has shape {vector.shape}, the field {field!r} has dimension "
-            f"{column.dim}; the query must be embedded by the model of the documents"
-        )
-    if not np.isfinite(vector).all():
-        raise QueryError("query_embedding has a value that is no finite 32-bit number")
+    vector = _vector(query.query_embedding, field, column.dim)
     limit = int(query.similarity_top_k)
     named = list(output_fields if query.output_fields is None else query.output_fields)
     if query.mode == VectorStoreQueryMode.MMR:
@@ -235,31 +214,47 @@ def build_request(
         string_expr=options.string_expr,
     )
     params = _search_params(config, index_type, limit, layout)
-    exhaustive_params = None
-    if _is_hnsw_of_lite(index_type, layout):
-        exhaustive_params = {**params, "params": {**params["params"], "ef": LITE_LARGEST_EF}}
-    return SearchRequest(
+    reader = RowReader(layout, named, field)
+    # Every hit comes with its primary key.
+    fetched = [name for name in reader.fields if name != layout.primary_key]
+    if query.mode == VectorStoreQueryMode.MMR and field not in fetched:
+        fetched.append(field)
+    request = Search(
         collection_name=layout.collection_name,
-        primary_key=layout.primary_key,
-        vector=vector.tolist(),
-        field=field,
-        metric=metric,
+        field_name=field,
         limit=limit,
         expression=expression,
+        output_fields=tuple(fetched),
+        partition_names=options.partition_names,
+        consistency_level=options.consistency_level or consistency_level,
         params=params,
-        exhaustive_params=exhaustive_params,
-        reader=RowReader(layout, named, field),
-        with_vectors=query.mode == VectorStoreQueryMode.MMR,
+        one_at_a_time=layout.dialect.is_lite,
     )
+    exhaustive = None
+    if _is_hnsw_of_lite(index_type, layout):
+        largest = {**params["params"], "ef": LITE_LARGEST_EF}
+        exhaustive = replace(request, params={**params, "params": largest})
+    return PreparedSearch(request, vector, exhaustive, layout.primary_key, metric, reader)
 
 
-def _vector(embedding: Any) -> npt.NDArray[np.float32]:
+def _vector(embedding: Any, field: str, dim: int | None) -> Sequence[float]:
+    """Check a query's embedding; returns it as a list, which pymilvus packs fastest."""
+    if isinstance(embedding, list) and len(embedding) == dim and is_finite(embedding):
+        return embedding
     try:
         # What is too large for 32 bits becomes infinite, and is refused as such.
         with np.errstate(over="ignore"):
-            return np.asarray(embedding, dtype=np.float32)
+            vector = np.asarray(embedding, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise QueryError(f"query_embedding is no list of numbers: {error}") from error
+    if vector.shape != (dim,):
+        raise QueryError(
+            f"query_embedding has shape {vector.shape}, the field {field!r} has dimension {dim}; "
+            "the query must be embedded by the model of the documents"
+        )
+    if not np.isfinite(vector).all():
+        raise QueryError("query_embedding has a value that is no finite 32-bit number")
+    return cast(Sequence[float], vector.tolist())
 
 
 def _mmr_candidates(top_k: int, options: SearchOptions) -> int:
@@ -304,7 +299,7 @@ def _is_hnsw_of_lite(index_type: str, layout: Layout) -> bool:
 def build_result(
     query: VectorStoreQuery,
     options: SearchOptions,
-    request: SearchRequest,
+    search: PreparedSearch,
     hits: Sequence[Mapping[str, Any]],
 ) -> VectorStoreQueryResult:
     """Make the result of a query.
@@ -312,20 +307,21 @@ def build_result(
     Args:
         query: The query.
         options: The keyword arguments of the call.
-        request: The search that was sent.
-        hits: Its hits as pymilvus returns them, best first.
+        search: The search that was sent.
+        hits: Its hits with the keys that pymilvus gives them, best first.
     """
-    scores = [similarity(request.metric, hit["distance"]) for hit in hits]
+    hits = list(hits)
+    scores = [similarity(search.metric, hit["distance"]) for hit in hits]
     if query.mode == VectorStoreQueryMode.MMR and hits:
         chosen, scores = mmr(
-            np.asarray(request.vector),
-            np.asarray([hit["entity"][request.field] for hit in hits]),
+            np.asarray(search.vector),
+            np.asarray([hit["entity"][search.request.field_name] for hit in hits]),
             query.similarity_top_k,
             _mmr_threshold(query, options),
         )
         hits = [hits[position] for position in chosen]
-    key = request.primary_key
-    nodes = [request.reader.node({**hit["entity"], key: hit[key]}) for hit in hits]
+    key = search.primary_key
+    nodes = [search.reader.node({**hit["entity"], key: hit[key]}) for hit in hits]
     return VectorStoreQueryResult(
         nodes=nodes, similarities=scores, ids=[node.node_id for node in nodes]
     )

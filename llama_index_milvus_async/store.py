@@ -672,7 +672,15 @@ def _rebuild(cls: type[MilvusVectorStore], arguments: dict[str, Any]) -> MilvusV
     return cls(**arguments)
 
 
+# Computed once: most calls have none.
+_NO_OPTIONS: dict[type[Any], Any] = {
+    cls: cls() for cls in (WriteOptions, DeleteOptions, GetOptions, SearchOptions)
+}
+
+
 def _read_options(cls: type[Any], operation: str, arguments: dict[str, Any]) -> Any:
+    if not arguments:
+        return _NO_OPTIONS[cls]
     level = arguments.get("consistency_level")
     if level is not None:
         arguments = {**arguments, "consistency_level": check_consistency_level(level)}
