@@ -35,7 +35,7 @@ class Response(list["Hits"]):
     """The hits of each query.
 
     Attributes:
-        size: Bytes of the response.
+        size: Bytes of the response, estimated: protobuf takes 15 ms to count 10 MB.
     """
 
     size: int = 0
@@ -124,8 +124,11 @@ def read(results: Any, loads: Callable[[bytes], Any]) -> Response | None:
     ids = list(getattr(results.ids, results.ids.WhichOneof("id_field") or "str_id").data)
     columns: dict[str, _Column] = {}
     dynamic: _Column | None = None
+    response = Response()
+    response.size = 16 * len(ids)
     for field in results.fields_data:
-        column, length = _column(field, loads)
+        column, length, size = _column(field, loads)
+        response.size += size
         if column is None or length != len(scores) or len(field.valid_data):
             return None
         if field.is_dynamic:
@@ -145,8 +148,6 @@ def read(results: Any, loads: Callable[[bytes], Any]) -> Response | None:
             entity.update(values)
         return {primary_key: ids[position], "distance": scores[position], "entity": entity}
 
-    response = Response()
-    response.size = results.ByteSize()
     start = 0
     for count in results.topks:
         response.append(Hits(make, range(start, start + count)))
@@ -154,19 +155,23 @@ def read(results: Any, loads: Callable[[bytes], Any]) -> Response | None:
     return response
 
 
-def _column(field: Any, loads: Callable[[bytes], Any]) -> tuple[_Column | None, float]:
-    """How to get a value of a field by the position of its row, and how many there are."""
+def _column(field: Any, loads: Callable[[bytes], Any]) -> tuple[_Column | None, float, int]:
+    """How to get a value of a field by the position of its row, how many there are, and bytes."""
     kind = field.type
+    if kind == DataType.VARCHAR:
+        texts = list(field.scalars.string_data.data)
+        return texts.__getitem__, len(texts), sum(map(len, texts))
     if kind in SCALARS:
         values = list(getattr(field.scalars, SCALARS[kind]).data)
-        return values.__getitem__, len(values)
+        return values.__getitem__, len(values), 8 * len(values)
     if kind == DataType.JSON:
-        texts = list(field.scalars.json_data.data)
-        return lambda position: loads(texts[position]), len(texts)
+        jsons = list(field.scalars.json_data.data)
+        return lambda position: loads(jsons[position]), len(jsons), sum(map(len, jsons))
     if kind == DataType.FLOAT_VECTOR:
         dim, numbers = field.vectors.dim, field.vectors.float_vector.data
         return (
             lambda position: numbers[position * dim : (position + 1) * dim],
             len(numbers) / dim,
+            4 * len(numbers),
         )
-    return None, 0
+    return None, 0, 0

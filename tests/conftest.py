@@ -4,6 +4,7 @@ pytest_plugins = (
     "tests.fixtures.engines",
     "tests.fixtures.stores",
     "tests.fixtures.loops",
+    "tests.fixtures.recorder",
     "tests.fixtures.report",
     "tests.fixtures.upstream",
 )

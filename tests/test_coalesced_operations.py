@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
+import grpc
 import pytest
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery
 
 from llama_index_milvus_async import MilvusVectorStore
-from llama_index_milvus_async.errors import NodeError, QueryError
+from llama_index_milvus_async.errors import NodeError, QueryError, RequestTimeoutError
+from tests.fixtures.recorder import Call, Recorder
+from tests.fixtures.servers import Server, StandaloneServer
 from tests.fixtures.stores import DIM, MakeStore, make_nodes
 
 EVERYTHING = MetadataFilters(filters=[])
@@ -235,3 +240,125 @@ async def test_query_many_with_a_bad_query_asks_nothing(
     store = make_store(uri="http://127.0.0.1:1")
     with pytest.raises(QueryError, match="similarity_top_k"):
         await coloured(store).query_many([asking(make_nodes(1)[0]), asking(make_nodes(1)[0], 0)])
+
+
+async def test_lite_alone_is_flushed_once_for_each_thousand_rows(
+    make_store: MakeStore, recorder: Recorder
+) -> None:
+    store = make_store(uri=recorder.uri)
+    lite = (await store.aclient.get_server_version()).startswith("milvus_lite")
+
+    async def flushed(times: int) -> None:
+        for _ in range(200):
+            if len(recorder.named("Flush")) >= times:
+                break
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+        assert len(recorder.named("Flush")) == (times if lite else 0)
+
+    await store.async_add(make_nodes(900))
+    assert recorder.named("Flush") == []
+    # The rest of the 2,500 counts towards the next flush.
+    await store.async_add(make_nodes(1_600, prefix="more"))
+    await flushed(1 if lite else 0)
+    await asyncio.gather(*(store.async_add([node]) for node in make_nodes(500, prefix="single")))
+    await flushed(2 if lite else 0)
+    assert len(await ids_in(store)) == 3_000
+
+
+async def test_each_caller_has_its_own_deadline(reopen: MakeStore, recorder: Recorder) -> None:
+    """Three queries share a search; the one that does not want to wait leaves alone."""
+    store = reopen(uri=recorder.uri)
+    nodes = make_nodes(4)
+    await store.aquery(asking(nodes[0]))  # connects
+    opened = threading.Event()
+
+    def hold(call: Call) -> None:
+        if call.method == "Search":
+            opened.wait(60)
+
+    recorder.intercept = hold
+    before = store.stats()["search"].rpcs
+    timeouts = (None, 0.3, 60)
+    calls = [
+        asyncio.ensure_future(store.aquery(asking(nodes[i]), timeout=timeout))
+        for i, timeout in enumerate(timeouts)
+    ]
+    with pytest.raises(RequestTimeoutError, match="in time"):
+        await calls[1]
+    assert not calls[0].done()
+    assert not calls[2].done()
+    opened.set()
+    assert (await calls[0]).ids == [nodes[0].node_id]
+    assert (await calls[2]).ids == [nodes[2].node_id]
+    assert store.stats()["search"].rpcs == before + 1
+    assert store.stats()["search"].timed_out == 1
+
+
+@pytest.mark.parametrize("method", ["Insert", "Search", "Query", "Delete"])
+async def test_a_server_with_too_much_to_do_is_given_time(
+    reopen: MakeStore, recorder: Recorder, method: str
+) -> None:
+    store = reopen(uri=recorder.uri)
+    await store.aquery(asking(make_nodes(1)[0]))  # connects
+    refusals = 3
+
+    def refuse(call: Call) -> tuple[grpc.StatusCode, str] | None:
+        nonlocal refusals
+        if call.method != method or not refusals:
+            return None
+        refusals -= 1
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, "too much to do"
+
+    recorder.intercept = refuse
+    nodes = make_nodes(20, prefix="late")
+    calls: dict[str, Callable[[TextNode], Awaitable[Any]]] = {
+        "Insert": lambda node: store.async_add([node]),
+        "Search": lambda node: store.aquery(asking(node)),
+        "Query": lambda node: store.aget_nodes([node.node_id]),
+        "Delete": lambda node: store.adelete(f"none-{node.node_id}"),
+    }
+    kind = {"Insert": "insert", "Search": "search", "Query": "get", "Delete": "delete"}[method]
+    await asyncio.gather(*(calls[method](node) for node in nodes))
+    assert refusals == 0
+    assert store.stats()[kind].resends >= 1
+    recorder.intercept = None
+    if method == "Insert":
+        stored = [name for name in await ids_in(store) if name.startswith("late")]
+        assert stored == sorted(node.node_id for node in nodes)
+        await store.adelete_nodes(stored)
+
+
+class LimitedServer(StandaloneServer):
+    """Milvus standalone that takes one megabyte of rows a second."""
+
+    SETTINGS: ClassVar[Mapping[str, object]] = {
+        "quotaAndLimits.enabled": True,
+        "quotaAndLimits.dml.enabled": True,
+        "quotaAndLimits.dml.insertRate.max": 1,
+    }
+
+
+@pytest.fixture
+def limited_server(tmp_path: Path) -> Iterator[Server]:
+    if reason := LimitedServer.why_not():
+        pytest.skip(reason)
+    server = LimitedServer(tmp_path / "server")
+    server.start()
+    yield server
+    server.remove()
+
+
+async def test_the_rate_limit_of_a_server(limited_server: Server) -> None:
+    """More rows than the server takes in a second: all arrive, each once, none is reported lost."""
+    store = MilvusVectorStore(limited_server.uri, dim=768, consistency_level="Strong", timeout=120)
+    try:
+        await store.aconnect()
+        nodes = make_nodes(900, dim=768)
+        # Strong words for a client: 3 MB at once, where the server allows 1 MB a second.
+        await asyncio.gather(*(store.async_add([node]) for node in nodes))
+        stats = store.stats()["insert"]
+        assert stats.resends >= 1
+        assert await ids_in(store) == sorted(node.node_id for node in nodes)
+    finally:
+        await store.aclose()

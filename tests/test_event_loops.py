@@ -19,40 +19,9 @@ from pymilvus.client.connection_manager import AsyncConnectionManager
 
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async.errors import ConfigurationError, RequestTimeoutError
-from tests.fixtures.recorder import recording
 from tests.fixtures.stores import DIM, make_nodes
 
 SECONDS_TO_WAIT = 60
-
-
-@pytest.fixture
-def recorder(engine):
-    with recording(engine.uri) as recorder:
-        yield recorder
-
-
-@pytest.fixture(scope="module")
-def shared(make_shared_store):
-    """A store with four nodes; tests that add to it delete what they added."""
-    store = make_shared_store()
-    store.add(make_nodes(4))
-    return store
-
-
-@pytest.fixture
-def reopen(engine, shared):
-    """Makes further stores on the collection of `shared`; nothing is dropped with them."""
-    stores = []
-
-    def make(**kwargs):
-        name = shared.collection_name
-        defaults = {"uri": engine.uri, "token": engine.token, "collection_name": name, "dim": DIM}
-        stores.append(MilvusVectorStore(**{**defaults, "consistency_level": "Strong", **kwargs}))
-        return stores[-1]
-
-    yield make
-    for store in stores:
-        store.close()
 
 
 def query(**kwargs):

@@ -20,41 +20,10 @@ from llama_index_milvus_async.errors import (
     StoreClosedError,
     UnreachableError,
 )
-from tests.fixtures.recorder import recording
 from tests.fixtures.stores import DIM, collection_name, make_nodes
 
 #: A thread of a test that does not end by itself is a failure, not a hang.
 SECONDS_TO_WAIT = 60
-
-
-@pytest.fixture
-def recorder(engine):
-    with recording(engine.uri) as recorder:
-        yield recorder
-
-
-@pytest.fixture(scope="module")
-def shared(make_shared_store):
-    """A store with four nodes, to be read only."""
-    store = make_shared_store()
-    store.add(make_nodes(4))
-    return store
-
-
-@pytest.fixture(scope="module")
-def reopen(engine, shared):
-    """Makes further stores on the collection of `shared`; nothing is dropped with them."""
-    stores = []
-
-    def make(**kwargs):
-        name = shared.collection_name
-        defaults = {"uri": engine.uri, "token": engine.token, "collection_name": name}
-        stores.append(MilvusVectorStore(**{**defaults, "consistency_level": "Strong", **kwargs}))
-        return stores[-1]
-
-    yield make
-    for store in stores:
-        store.close()
 
 
 def query(**kwargs):
