@@ -12,11 +12,11 @@ from llama_index.core.bridge.pydantic import ValidationError
 from pymilvus import DataType
 
 from ._schema import MAX_DIMENSION, NODE_CONTENT_FIELD, NODE_TYPE_FIELD, SCALAR_TYPES
+from ._vectors import DENSE_METRICS
 from .errors import ConfigurationError
 
 CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
 METRICS = {"ip": "IP", "l2": "L2", "euclidean": "L2", "cosine": "COSINE"}
-RANKERS = ("RRFRanker", "WeightedRanker")
 
 
 def check_uri(uri: Any) -> str:
@@ -76,12 +76,15 @@ def check_name(argument: str, value: Any) -> str:
 
 
 def check_distinct(arguments: Mapping[str, Any]) -> None:
-    roles = ("id_field", "doc_id_field", "text_key", "embedding_field")
+    roles = ["id_field", "doc_id_field", "text_key"]
+    roles += ["embedding_field"] if arguments["enable_dense"] else []
+    roles += ["sparse_embedding_field"] if arguments["enable_sparse"] else []
     taken = {
         NODE_CONTENT_FIELD: "the serialized node",
         NODE_TYPE_FIELD: "the node's class",
     }
     names = [(role, arguments[role]) for role in roles]
+    names += [("dense_fields", name) for name in arguments["dense_fields"]]
     names += [("scalar_field_names", name) for name in arguments["scalar_field_names"] or ()]
     for role, name in names:
         if name in taken:
@@ -107,27 +110,68 @@ def check_scalar_fields(names: Any, types: Any) -> list[DataType] | None:
     return None if types is None else [DataType(data_type) for data_type in types]
 
 
-def check_dense(enable_dense: bool, enable_sparse: bool) -> bool:
-    if enable_sparse:
+def check_modes(enable_dense: bool, enable_sparse: bool, sparse_function: Any) -> None:
+    if not enable_dense and not enable_sparse:
         raise ConfigurationError(
-            "enable_sparse=True: sparse and hybrid retrieval are not supported by this version; "
-            "leave it out for dense retrieval"
+            "enable_dense=False and enable_sparse=False leave nothing to search; one must be True"
         )
-    if not enable_dense:
-        raise ConfigurationError("enable_dense=False leaves nothing to search; it must be True")
-    return enable_dense
+    if sparse_function is not None and not enable_sparse:
+        raise ConfigurationError(
+            "sparse_embedding_function has no effect without enable_sparse=True; pass both"
+        )
 
 
-def check_dim(dim: Any, overwrite: bool) -> int | None:
+def check_dense_fields(fields: Any) -> dict[str, dict[str, Any]]:
+    """Check the specifications of further dense fields."""
+    if not isinstance(fields, (Mapping, type(None))):
+        raise ConfigurationError(
+            f"dense_fields is {fields!r}; it must be a dictionary of field name to settings, such "
+            'as {"image": {"dim": 512}}'
+        )
+    checked: dict[str, dict[str, Any]] = {}
+    for name, given in (fields or {}).items():
+        check_name("dense_fields", name)
+        if not isinstance(given, Mapping):
+            raise ConfigurationError(
+                f"dense_fields[{name!r}] is {given!r}; it must be a dictionary with dim, and with "
+                "metric_type, type, index_type and parameters of the index if you like"
+            )
+        settings = dict(given)
+        dim = check_dim(settings.pop("dim", None), False, f"dense_fields[{name!r}]: dim")
+        kind = settings.pop("type", DataType.FLOAT_VECTOR)
+        if kind not in DENSE_METRICS:
+            allowed = [one.name for one in DENSE_METRICS]
+            raise ConfigurationError(
+                f"dense_fields[{name!r}] has type={kind!r}; allowed are DataType.{allowed}"
+            )
+        kind = DataType(kind)
+        metrics = DENSE_METRICS[kind]
+        metric = str(settings.pop("metric_type", metrics[0])).upper()
+        if metric not in metrics:
+            raise ConfigurationError(
+                f"dense_fields[{name!r}] has metric_type={metric!r}; a {kind.name} has one of "
+                f"{list(metrics)}"
+            )
+        if kind == DataType.BINARY_VECTOR and dim is not None and dim % 8:
+            raise ConfigurationError(
+                f"dense_fields[{name!r}] has dim={dim}; that of a BINARY_VECTOR is a multiple of 8"
+            )
+        checked[name] = {"dim": dim, "type": kind, "metric_type": metric, **settings}
+    return checked
+
+
+def check_dim(dim: Any, required: bool, argument: str = "dim") -> int | None:
     if dim is None:
-        if overwrite:
+        if required:
             raise ConfigurationError(
                 "dim is missing: overwrite=True creates a new collection, which needs the "
                 "dimension of the embeddings, for example dim=384"
             )
         return None
     if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= MAX_DIMENSION:
-        raise ConfigurationError(f"dim is {dim!r}; it must be an integer in 1..{MAX_DIMENSION}")
+        raise ConfigurationError(
+            f"{argument} is {dim!r}; it must be an integer in 1..{MAX_DIMENSION}"
+        )
     return dim
 
 
@@ -187,35 +231,3 @@ def one_of(argument: str, value: Any, allowed: Any) -> Any:
             return choice
     shown = [getattr(choice, "value", choice) for choice in choices]
     raise ConfigurationError(f"{argument} is {value!r}; it must be one of {shown}")
-
-
-def check_ranker(ranker: Any, params: Any) -> dict[str, Any]:
-    if ranker not in RANKERS:
-        raise ConfigurationError(f"hybrid_ranker is {ranker!r}; it must be one of {list(RANKERS)}")
-    if not isinstance(params, (Mapping, type(None))):
-        raise ConfigurationError(
-            f'hybrid_ranker_params is {params!r}; it must be a dictionary, such as {{"k": 60}}'
-        )
-    checked: dict[str, Any] = dict(params or {})
-    key = {"RRFRanker": "k", "WeightedRanker": "weights"}[ranker]
-    unknown = sorted(set(checked) - {key})
-    if unknown:
-        raise ConfigurationError(f"hybrid_ranker_params has {unknown}; {ranker} takes only {key!r}")
-    if key == "k" and key in checked:
-        k = checked[key]
-        if not isinstance(k, (int, float)) or isinstance(k, bool) or not 0 < k < 16_384:
-            raise ConfigurationError(
-                f"hybrid_ranker_params has k={k!r}; it must be a number in (0, 16384)"
-            )
-    if key == "weights" and key in checked:
-        weights = checked[key]
-        if (
-            not isinstance(weights, (list, tuple))
-            or len(weights) != 2
-            or not all(isinstance(w, (int, float)) and 0 <= w <= 1 for w in weights)
-        ):
-            raise ConfigurationError(
-                f"hybrid_ranker_params has weights={weights!r}; they must be two numbers in 0..1, "
-                "dense and sparse"
-            )
-    return checked

@@ -22,22 +22,23 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from pymilvus import AsyncMilvusClient, CollectionSchema, MilvusClient
+from pymilvus import AnnSearchRequest, AsyncMilvusClient, CollectionSchema, MilvusClient
 from pymilvus.client.types import LoadState
 from pymilvus.milvus_client.index import IndexParams
 
 from . import _insert_message, _search_response
 from ._coalescing import Coalescer, Kind, KindStats
 from ._failures import is_overload, is_refusal_of_data, translated
-from ._requests import DeleteDocuments, GetByIds, Insert, Search
+from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
 from ._slices import Slices
 from .errors import LiteNotInstalledError, ServerError, StoreClosedError
+from .sparse import SparseEncoder
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-Read = TypeVar("Read", Search, GetByIds)
+Read = TypeVar("Read", Search, HybridSearch, GetByIds)
 
 #: Seconds to wait for a connection, pymilvus' own default.
 CONNECT_TIMEOUT = 10.0
@@ -64,6 +65,8 @@ MAX_LITE_SEARCH_VECTORS = 1_000
 MAX_RESPONSE_BYTES = 16 * 2**20
 #: Bytes of a hit that are assumed before the first response.
 FIRST_HIT_BYTES = 8 * 2**10
+#: Most texts of one call of a sparse encoder, so that queries need not wait long behind documents.
+MAX_ENCODED = 100
 #: Most ids of one expression, whose cost grows faster than their number.
 MAX_IDS = 1_000
 #: Most bytes of rows that wait on one event loop; calls beyond it wait before they queue.
@@ -78,6 +81,9 @@ _NOT_LOADED = 101
 # Otherwise gRPC lets all channels of a process to one address share a connection: where the
 # server ends that of an idle client, the first call of a new one fails with it.
 _GRPC_OPTIONS = {"grpc.use_local_subchannel_pool": 1}
+
+# Of coalesced reads: the coalescer waits where there is too much to do, and hits are read here.
+_READ = {_search_response.HITS_ON_DEMAND: True, "retry_on_rate_limit": False}
 
 # Idle connections to Lite are cut ("too_many_pings") with pymilvus' pings every 10 s.
 _LITE_GRPC_OPTIONS = {"grpc.keepalive_time_ms": 300_000}
@@ -406,10 +412,62 @@ class Backend(ABC):
             partition_names=_list(request.partition_names),
             consistency_level=request.consistency_level,
             timeout=timeout,
+            **dict(request.options),
             **options,
         )
         found: list[Any] = await self._loaded(request.collection_name, read)
         return found
+
+    async def hybrid_search(
+        self, request: HybridSearch, data: Sequence[tuple[Any, ...]], timeout: float | None
+    ) -> list[Any]:
+        """Search several columns; one list of fused hits for each tuple of data, best first."""
+        return await self._hybrid_search(self._leveled(request), data, timeout)
+
+    async def _hybrid_search(
+        self,
+        request: HybridSearch,
+        data: Sequence[tuple[Any, ...]],
+        timeout: float | None,
+        **options: Any,
+    ) -> list[Any]:
+        legs = [
+            AnnSearchRequest(
+                data=list(column),
+                anns_field=leg.field_name,
+                param=dict(leg.params),
+                limit=leg.limit,
+                expr=leg.expression or None,
+            )
+            for leg, column in zip(request.legs, zip(*data, strict=True), strict=True)
+        ]
+        read = partial(
+            self._call,
+            "hybrid_search",
+            request.collection_name,
+            legs,
+            request.ranker,
+            limit=request.limit,
+            output_fields=list(request.output_fields),
+            partition_names=_list(request.partition_names),
+            consistency_level=request.consistency_level,
+            timeout=timeout,
+            **dict(request.options),
+            **options,
+        )
+        found: list[Any] = await self._loaded(request.collection_name, read)
+        return found
+
+    @abstractmethod
+    async def encode(
+        self, encoder: SparseEncoder, texts: Sequence[str], *, queries: bool
+    ) -> Sequence[Any]:
+        """Encode texts as sparse vectors.
+
+        Raises:
+            EncoderError: The encoder returned what is no list of vectors.
+            Exception: What the encoder raised.
+        """
 
     async def _loaded(self, name: str, request: Callable[[], Awaitable[T]]) -> T:
         """Make a request that needs the collection in memory; load it where it is no longer."""
@@ -494,6 +552,11 @@ class SyncBackend(Backend):
     async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
         return [convert(item) for item in items]
 
+    async def encode(
+        self, encoder: SparseEncoder, texts: Sequence[str], *, queries: bool
+    ) -> Sequence[Any]:
+        return encoder.encode(texts, queries=queries)
+
 
 class LoopClient(AsyncMilvusClient):  # type: ignore[misc] # pymilvus has no types
     """The `AsyncMilvusClient` of one event loop, safe to be called by many tasks at once.
@@ -546,6 +609,20 @@ class AsyncBackend(Backend):
         most_vectors = (MAX_LITE_SEARCH_VECTORS, MAX_LITE_SEARCH_VECTORS, MAX_RESPONSE_BYTES)
         self._lite_searches = search(*most_vectors, max_in_flight=1)
         self._hit_bytes: float = FIRST_HIT_BYTES
+        hybrid = partial(kind, "hybrid", self._send_hybrid)
+        self._hybrids = hybrid(MAX_SEARCH_VECTORS, MAX_SEARCH_VECTORS, MAX_RESPONSE_BYTES)
+        self._lite_hybrids = hybrid(*most_vectors, max_in_flight=1)
+        # One at a time: models are seldom made to be called by several threads.
+        self._encodings: Kind[Any, Any, Any] = Kind(
+            "encode",
+            self._send_texts,
+            MAX_ENCODED,
+            MAX_ENCODED,
+            MAX_QUEUED_BYTES,
+            is_separable=lambda error: True,
+            is_overload=lambda error: False,
+            max_in_flight=1,
+        )
         self._gets = kind("get", self._send_ids, MAX_IDS, MAX_IDS, MAX_QUEUED_BYTES)
         self._deletes = kind("delete", self._send_doc_ids, MAX_IDS, MAX_IDS, MAX_QUEUED_BYTES)
 
@@ -647,8 +724,29 @@ class AsyncBackend(Backend):
         self, request: Search, items: Sequence[Sequence[Any]], timeout: float | None
     ) -> Sequence[list[Any]]:
         vectors = [vector for item in items for vector in item]
-        options = {_search_response.HITS_ON_DEMAND: True, "retry_on_rate_limit": False}
-        found = await self._search(request, vectors, timeout, **options)
+        return self._shared_out(items, await self._search(request, vectors, timeout, **_READ))
+
+    async def hybrid_search(
+        self, request: HybridSearch, data: Sequence[tuple[Any, ...]], timeout: float | None
+    ) -> list[Any]:
+        hits: list[Any] = await self._submit(
+            self._lite_hybrids if request.one_at_a_time else self._hybrids,
+            self._leveled(request),
+            data,
+            weight=len(data),
+            size=int(len(data) * request.limit * self._hit_bytes),
+            timeout=timeout,
+        )
+        return hits
+
+    async def _send_hybrid(
+        self, request: HybridSearch, items: Sequence[Sequence[Any]], timeout: float | None
+    ) -> Sequence[list[Any]]:
+        data = [one for item in items for one in item]
+        return self._shared_out(items, await self._hybrid_search(request, data, timeout, **_READ))
+
+    def _shared_out(self, items: Sequence[Sequence[Any]], found: list[Any]) -> Sequence[list[Any]]:
+        """Give each item the hits of its searches."""
         self._note_response(found)
         hits = iter(found)
         return [[next(hits) for _ in item] for item in items]
@@ -733,6 +831,31 @@ class AsyncBackend(Backend):
 
     async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
         return await self._slices.convert(items, convert)
+
+    async def encode(
+        self, encoder: SparseEncoder, texts: Sequence[str], *, queries: bool
+    ) -> Sequence[Any]:
+        chunks = [texts[i : i + MAX_ENCODED] for i in range(0, len(texts), MAX_ENCODED)]
+        encoded = await asyncio.gather(
+            *(
+                self.coalescer.submit(
+                    self._encodings, (encoder, queries), chunk, weight=len(chunk), timeout=None
+                )
+                for chunk in chunks
+            )
+        )
+        return [vector for vectors in encoded for vector in vectors]
+
+    async def _send_texts(
+        self,
+        encoder_and_kind: tuple[SparseEncoder, bool],
+        items: Sequence[Sequence[str]],
+        timeout: float | None,
+    ) -> Sequence[list[Any]]:
+        encoder, queries = encoder_and_kind
+        texts = [text for item in items for text in item]
+        vectors = iter(await encoder.aencode(texts, queries=queries))
+        return [[next(vectors) for _ in item] for item in items]
 
 
 class Connections:

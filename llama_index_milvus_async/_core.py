@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
@@ -28,29 +28,38 @@ from ._backend import (
     Once,
 )
 from ._expressions import Dialect
-from ._requests import DeleteDocuments, GetByIds, Insert, Search
+from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
 from ._rows import PackedRow, RowPacker, RowReader
 from ._schema import (
+    VECTOR_TYPES,
     CollectionSettings,
+    Index,
     Layout,
+    check_engine,
     check_layout,
     check_metric,
-    dense_index,
     differing_properties,
+    new_index,
     new_schema,
 )
 from ._search import (
     PreparedSearch,
     ReadOptions,
     SearchOptions,
+    StoreOptions,
     build_result,
     check_query,
     empty_result,
     prepare_search,
+    searches_sparse,
 )
 from .errors import CollectionError, ConfigurationError, PartialWriteError, QueryError, ServerError
+from .sparse import SparseEncoder
 
 logger = logging.getLogger(__name__)
+
+#: A search of a query: the query's number, and the leg's.
+_Place = tuple[int, int]
 
 #: Rows of one page. A row is at most about 200 KiB, and a response must stay below 512 MiB.
 ROWS_PER_PAGE = 2_000
@@ -62,13 +71,11 @@ class Ready:
 
     Attributes:
         layout: The collection's columns.
-        metric: The metric of the dense index.
-        index_type: The type of the dense index.
+        indexes: The index of each vector column.
     """
 
     layout: Layout
-    metric: str
-    index_type: str
+    indexes: Mapping[str, Index]
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,7 @@ async def make_ready(backend: Backend, settings: CollectionSettings, overwrite: 
     """
     name = settings.collection_name
     dialect = Dialect.parse(await backend.server_version())
+    check_engine(settings, dialect)
     description = await backend.describe_collection(name)
     if description is not None and overwrite.pending:
         if description["collection_name"] != name:
@@ -153,19 +161,35 @@ async def make_ready(backend: Backend, settings: CollectionSettings, overwrite: 
     layout = Layout.from_description(description, settings, dialect)
     check_layout(layout, settings)
 
-    index = await backend.describe_index(name, settings.embedding_field)
-    if index is None and settings.create_index:
-        await backend.create_index(name, dense_index(settings))
-        index = await backend.describe_index(name, settings.embedding_field)
-    elif index is not None:
-        check_metric(index, settings)
+    indexes = await _make_indexes(backend, settings, layout)
     await _apply_properties(backend, settings, description.get("properties") or {})
-    # Without an index a collection cannot be loaded; whoever manages the index does both.
-    if index is not None and not await backend.is_loaded(name):
+    # Without indexes a collection cannot be loaded; whoever manages them does both.
+    if all(index.type for index in indexes.values()) and not await backend.is_loaded(name):
         await backend.load_collection(name)
-    index = index or {}
-    metric = str(index.get("metric_type", settings.metric)).upper()
-    return Ready(layout, metric, str(index.get("index_type", "")))
+    return Ready(layout, indexes)
+
+
+async def _make_indexes(
+    backend: Backend, settings: CollectionSettings, layout: Layout
+) -> dict[str, Index]:
+    """Create the indexes that are missing; returns those of all vector columns."""
+    name = settings.collection_name
+    used = {field.name: field for field in settings.vectors}
+    indexes: dict[str, Index] = {}
+    for column in layout.columns.values():
+        if column.type not in VECTOR_TYPES:
+            continue
+        field = used.get(column.name)
+        index = await backend.describe_index(name, column.name)
+        if index is None and field is not None and settings.create_index:
+            await backend.create_index(name, new_index(field))
+            index = await backend.describe_index(name, column.name)
+        elif index is not None and field is not None:
+            check_metric(index, field, name)
+        index = index or {}
+        metric = str(index.get("metric_type", field.metric if field else "")).upper()
+        indexes[column.name] = Index(metric, str(index.get("index_type", "")))
+    return indexes
 
 
 async def _apply_properties(
@@ -189,9 +213,8 @@ class Core:
         ready: Makes the collection ready, once for the store.
         upsert: Whether `add` replaces rows of the same id.
         batch_size: Most rows of one insert.
-        consistency_level: The level of reads that name none.
-        output_fields: Fields that reads fetch where they name none.
-        search_config: Search parameters of queries that name none.
+        encoder: Encodes texts as sparse vectors, where the store and not Milvus does.
+        options: What reads ask for where they name nothing.
     """
 
     def __init__(
@@ -201,17 +224,15 @@ class Core:
         *,
         upsert: bool,
         batch_size: int,
-        consistency_level: str,
-        output_fields: Sequence[str],
-        search_config: Mapping[str, Any],
+        encoder: SparseEncoder | None,
+        options: StoreOptions,
     ) -> None:
         self._backend = backend
         self._once = ready
         self._upsert = upsert
         self._batch_size = batch_size
-        self._consistency_level = consistency_level
-        self._output_fields = output_fields
-        self._search_config = search_config
+        self._encoder = encoder
+        self._options = options
 
     async def ready(self) -> Ready:
         """Make the collection ready where it is not yet."""
@@ -230,11 +251,18 @@ class Core:
         if layout.unfilled_vectors:
             raise CollectionError(
                 f"collection {layout.collection_name!r} needs a vector for each of the fields "
-                f"{layout.unfilled_vectors} as well, and a node has one embedding, for "
-                f"{layout.embedding_field!r}: it can be read and queried, not added to"
+                f"{layout.unfilled_vectors} as well, and nodes have embeddings for "
+                f"{list(layout.dense_fields)} only: it can be read and queried, not added to. Name "
+                "further fields in dense_fields"
             )
         packer = RowPacker(layout)
-        rows = await self._backend.convert(nodes, packer.pack)
+        if layout.encodes_sparse:
+            texts = [node.get_content(metadata_mode=MetadataMode.NONE) for node in nodes]
+            sparse = await self._encode(texts, queries=False)
+            pairs = list(zip(nodes, sparse, strict=True))
+            rows = await self._backend.convert(pairs, lambda pair: packer.pack(*pair))
+        else:
+            rows = await self._backend.convert(nodes, packer.pack)
         packer.raise_problems()
         unique = {row.node_id: row for row in rows if row is not None}
         if len(unique) < len(nodes):
@@ -250,6 +278,15 @@ class Core:
         elif layout.dialect.is_lite:
             self._backend.note_rows_of_lite(layout.collection_name, len(unique))
         return [node.node_id for node in nodes]
+
+    async def _encode(self, texts: Sequence[str], *, queries: bool) -> Sequence[Any]:
+        """Encode texts as sparse vectors."""
+        if self._encoder is None:
+            raise CollectionError(
+                "the collection's sparse vectors are computed on this side, and the store has no "
+                "sparse_embedding_function; pass the one that they were computed with"
+            )
+        return await self._backend.encode(self._encoder, texts, queries=queries)
 
     async def _write(
         self, rows: Sequence[PackedRow], layout: Layout, options: WriteOptions
@@ -374,7 +411,9 @@ class Core:
         if node_ids is not None and not node_ids:
             return []
         layout = (await self.ready()).layout
-        named = self._output_fields if options.output_fields is None else options.output_fields
+        named = (
+            self._options.output_fields if options.output_fields is None else options.output_fields
+        )
         reader = RowReader(layout, named)
         rows: list[Mapping[str, Any]] = []
         if node_ids is not None and filters is None:
@@ -383,7 +422,7 @@ class Core:
                 layout.primary_key,
                 output_fields=tuple(reader.fields),
                 partition_names=options.partition_names,
-                consistency_level=options.consistency_level or self._consistency_level,
+                consistency_level=options.consistency_level or self._options.consistency_level,
                 select=partial(_filters.ids_expression, layout.filter_columns),
             )
             for chunk in _chunks(node_ids):
@@ -419,7 +458,7 @@ class Core:
             layout.collection_name,
             output_fields=fields,
             partition_names=options.partition_names,
-            consistency_level=options.consistency_level or self._consistency_level,
+            consistency_level=options.consistency_level or self._options.consistency_level,
             timeout=options.timeout,
             limit=ROWS_PER_PAGE,
         )
@@ -458,35 +497,23 @@ class Core:
         if not asked:
             return results
         ready = await self.ready()
-        indexes = await self._indexes(ready, [queries[i] for i in asked])
+        layout = ready.layout
+        sparse: dict[int, Any] = {}
+        if layout.encodes_sparse:
+            texts = {
+                i: queries[i].query_str or "" for i in asked if searches_sparse(queries[i], options)
+            }
+            encoded = await self._encode(list(texts.values()), queries=True) if texts else []
+            sparse = dict(zip(texts, encoded, strict=True))
 
         def prepare(i: int) -> PreparedSearch:
-            query = queries[i]
-            metric, index_type = indexes[query.embedding_field or ready.layout.embedding_field]
             return prepare_search(
-                query,
-                options,
-                ready.layout,
-                metric=metric,
-                index_type=index_type,
-                consistency_level=self._consistency_level,
-                output_fields=self._output_fields,
-                search_config=self._search_config,
+                queries[i], options, layout, ready.indexes, self._options, sparse.get(i)
             )
 
         prepared = await self._backend.convert(asked, prepare)
         searches = dict(zip(asked, prepared, strict=True))
-        hits = await self._search(
-            {i: (search.request, search.vector) for i, search in searches.items()}, options
-        )
-        # Lite's HNSW drops what the filter refuses, and what was deleted, after the search.
-        short = {
-            i: (search.exhaustive, search.vector)
-            for i, search in searches.items()
-            if search.exhaustive is not None and len(hits[i]) < search.request.limit
-        }
-        if short:
-            hits.update(await self._search(short, options))
+        hits = await self._search(searches, options)
 
         def answer(i: int) -> VectorStoreQueryResult:
             return build_result(queries[i], options, searches[i], hits[i])
@@ -495,45 +522,61 @@ class Core:
             results[i] = result
         return results
 
-    async def _indexes(
-        self, ready: Ready, queries: Sequence[VectorStoreQuery]
-    ) -> dict[str, tuple[str, str]]:
-        """Metric and index type of each vector column that queries name."""
-        layout = ready.layout
-        indexes = {layout.embedding_field: (ready.metric, ready.index_type)}
-        for query in queries:
-            field = query.embedding_field or layout.embedding_field
-            if field not in indexes:
-                index = await self._backend.describe_index(layout.collection_name, field) or {}
-                metric = str(index.get("metric_type", ready.metric)).upper()
-                indexes[field] = metric, str(index.get("index_type", ""))
-        return indexes
-
     async def _search(
-        self, searches: Mapping[int, tuple[Search, Sequence[float]]], options: SearchOptions
-    ) -> dict[int, Sequence[Any]]:
-        """Send searches; returns the hits of each."""
-        alike: dict[Search, list[int]] = {}
-        for i, (request, _) in searches.items():
-            alike.setdefault(request, []).append(i)
-        batches = [
-            (request, members[start : start + count])
-            for request, members in alike.items()
-            for count in [max(1, min(MAX_SEARCH_VECTORS, MAX_SEARCH_HITS // request.limit))]
-            for start in range(0, len(members), count)
-        ]
-        hits: dict[int, Sequence[Any]] = {}
+        self, searches: Mapping[int, PreparedSearch], options: SearchOptions
+    ) -> dict[int, list[Sequence[Any]]]:
+        """Send searches; returns for each the hits of its legs, or those that Milvus has fused."""
+        wanted: dict[_Place, tuple[Search | HybridSearch, Any]] = {}
+        for i, search in searches.items():
+            if search.hybrid is not None:
+                wanted[i, 0] = search.hybrid, tuple(leg.data for leg in search.legs)
+            else:
+                for number, leg in enumerate(search.legs):
+                    wanted[i, number] = leg.request, leg.data
+        found = await self._send_searches(wanted, options.timeout)
+        # Lite's HNSW drops what the filter refuses, and what was deleted, after the search.
+        short: dict[_Place, tuple[Search | HybridSearch, Any]] = {
+            (i, number): (leg.exhaustive, leg.data)
+            for i, search in searches.items()
+            if search.hybrid is None
+            for number, leg in enumerate(search.legs)
+            if leg.exhaustive is not None and len(found[i, number]) < leg.request.limit
+        }
+        if short:
+            found.update(await self._send_searches(short, options.timeout))
+        hits: dict[int, list[Sequence[Any]]] = {i: [] for i in searches}
+        for i, number in sorted(found):
+            hits[i].append(found[i, number])
+        return hits
 
-        async def send(batch: tuple[Search, list[int]]) -> None:
-            request, members = batch
-            vectors = [searches[i][1] for i in members]
-            found = await self._backend.search(request, vectors, options.timeout)
-            hits.update(zip(members, found, strict=True))
+    async def _send_searches(
+        self, wanted: Mapping[_Place, tuple[Search | HybridSearch, Any]], timeout: float | None
+    ) -> dict[_Place, Sequence[Any]]:
+        """Send searches, those that ask alike in common requests."""
+        alike: dict[Search | HybridSearch, list[_Place]] = {}
+        for place, (request, _) in wanted.items():
+            alike.setdefault(request, []).append(place)
+        batches = [
+            (request, places[start : start + count])
+            for request, places in alike.items()
+            for count in [max(1, min(MAX_SEARCH_VECTORS, MAX_SEARCH_HITS // request.limit))]
+            for start in range(0, len(places), count)
+        ]
+        found: dict[_Place, Sequence[Any]] = {}
+
+        async def send(batch: tuple[Search | HybridSearch, list[_Place]]) -> None:
+            request, places = batch
+            data = [wanted[place][1] for place in places]
+            if isinstance(request, HybridSearch):
+                hits = await self._backend.hybrid_search(request, data, timeout)
+            else:
+                hits = await self._backend.search(request, data, timeout)
+            found.update(zip(places, hits, strict=True))
 
         for outcome in await self._backend.send_all(batches, send):
             if isinstance(outcome, Exception):
                 raise outcome
-        return hits
+        return found
 
 
 def split(

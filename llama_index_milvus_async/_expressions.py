@@ -82,7 +82,7 @@ _DOC_ID_KEYS = frozenset({"doc_id", "document_id", "ref_doc_id"})
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What the expression language of the connected engine can do.
+    """What the connected engine, and its expression language, can do.
 
     Attributes:
         engine: `"Milvus"` or `"Milvus Lite"`.
@@ -118,6 +118,26 @@ class Dialect:
     def is_two_valued(self) -> bool:
         """Whether a comparison that fails is false, rather than unknown."""
         return not self.is_lite and self.version < (2, 6)
+
+    @property
+    def has_sparse(self) -> bool:
+        """Whether there are sparse vectors."""
+        return self.is_lite or self.version >= (2, 4)
+
+    @property
+    def has_several_vectors(self) -> bool:
+        """Whether a collection can have several vector columns, and a search several legs."""
+        return self.is_lite or self.version >= (2, 4)
+
+    @property
+    def has_full_text(self) -> bool:
+        """Whether Milvus computes sparse vectors of texts (BM25)."""
+        return self.is_lite or self.version >= (2, 5)
+
+    @property
+    def has_grouping(self) -> bool:
+        """Whether a search can group its hits by a field; older servers ignore the wish."""
+        return self.is_lite or self.version >= (2, 4)
 
     @property
     def has_infix_like(self) -> bool:

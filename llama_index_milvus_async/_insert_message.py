@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from pymilvus import DataType
+from pymilvus.exceptions import MilvusException
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ SCALARS = {
     DataType.DOUBLE: "double_data",
     DataType.VARCHAR: "string_data",
 }
+_VECTORS = (DataType.FLOAT_VECTOR, DataType.SPARSE_FLOAT_VECTOR)
 _DYNAMIC_FIELD = "$meta"
 
 
@@ -45,6 +47,7 @@ def install(handler: Any) -> None:
     """
     try:
         import orjson
+        from pymilvus.client.entity_helper import sparse_rows_to_proto
         from pymilvus.grpc_gen import milvus_pb2, schema_pb2
     except ImportError:
         logger.debug("requests are packed by pymilvus: its generated classes are elsewhere")
@@ -56,7 +59,7 @@ def install(handler: Any) -> None:
     for name, message in messages.items():
         slow = getattr(handler, name, None)
         if slow is not None and hasattr(handler, "_get_schema"):
-            builder = _Builder(message, schema_pb2.FieldData, orjson.dumps)
+            builder = _Builder(message, schema_pb2.FieldData, orjson.dumps, sparse_rows_to_proto)
             setattr(handler, name, builder.preparing(handler, slow))
 
 
@@ -67,6 +70,7 @@ class _Builder:
         message: The request's class.
         field_data: The class of a column.
         dumps: Serializes the dynamic field of a row to bytes, as pymilvus does.
+        sparse: Makes a message of sparse vectors.
     """
 
     def __init__(
@@ -74,10 +78,12 @@ class _Builder:
         message: Callable[..., Any],
         field_data: Callable[..., Any],
         dumps: Callable[[Any], bytes],
+        sparse: Callable[[Any], Any],
     ) -> None:
         self._message = message
         self._field_data = field_data
         self._dumps = dumps
+        self._sparse = sparse
 
     def preparing(self, handler: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """The replacement of a handler's method `slow`."""
@@ -106,8 +112,10 @@ class _Builder:
         timestamp: int,
     ) -> Any | None:
         """Build a request; `None` where rows or schema are not of the common kind."""
-        columns = [column for field in schema["fields"] if (column := _column(field)) is not None]
-        if len(columns) < len(schema["fields"]) or schema.get("struct_array_fields"):
+        # Milvus itself fills the outputs of its functions.
+        written = [field for field in schema["fields"] if not field.get("is_function_output")]
+        columns = [column for field in written if (column := _column(field)) is not None]
+        if len(columns) < len(written) or schema.get("struct_array_fields"):
             return None
         dynamic = bool(schema.get("enable_dynamic_field"))
         names = {name for name, _, _ in columns}
@@ -117,7 +125,7 @@ class _Builder:
                 fields.append(self._dynamic(rows, names))
             elif any(row.keys() - names for row in rows):
                 return None
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, MilvusException):
             # A missing or foreign value: pymilvus says what is wrong with it.
             return None
         request = self._message(
@@ -132,8 +140,11 @@ class _Builder:
     def _column(self, rows: Sequence[Row], name: str, kind: DataType, dim: int) -> Any:
         values = [row[name] for row in rows]
         column = self._field_data(field_name=name, type=kind)
-        if kind is not DataType.FLOAT_VECTOR:
+        if kind in SCALARS:
             getattr(column.scalars, SCALARS[kind]).data.extend(values)
+            return column
+        if kind is DataType.SPARSE_FLOAT_VECTOR:
+            column.vectors.sparse_float_vector.contents.extend(self._sparse(values).contents)
             return column
         column.vectors.dim = dim
         data = column.vectors.float_vector.data
@@ -157,9 +168,9 @@ class _Builder:
 def _column(field: Mapping[str, Any]) -> tuple[str, DataType, int] | None:
     """Name, type and dimension of a column; `None` for one that needs more than its values."""
     kind = field["type"]
-    special = ("auto_id", "nullable", "is_function_output", "default_value", "is_dynamic")
+    special = ("auto_id", "nullable", "default_value", "is_dynamic")
     if any(field.get(key) for key in special):
         return None
-    if kind not in SCALARS and kind != DataType.FLOAT_VECTOR:
+    if kind not in SCALARS and kind not in _VECTORS:
         return None
     return field["name"], DataType(kind), int((field.get("params") or {}).get("dim", 0))

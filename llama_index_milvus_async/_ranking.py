@@ -1,15 +1,36 @@
-"""Order and score: similarities from distances, and maximal marginal relevance (MMR).
+"""Order and score: similarities, fusion of hybrid searches, maximal marginal relevance (MMR).
 
 Pure functions on numbers; vectors are numpy arrays of shape `(candidates, dimension)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from llama_index.core.schema import NodeWithScore
+from llama_index.core.vector_stores.types import VectorStoreQuery
+from pymilvus import Function, FunctionType, RRFRanker, WeightedRanker
+
+from .errors import ConfigurationError, QueryError
+
+Id = TypeVar("Id", bound=Hashable)
+
+#: Fuses on the client: query and the hits of each leg to the hits of the result, best first.
+ClientRanker = Callable[
+    [VectorStoreQuery, Sequence[Sequence[NodeWithScore]]], Sequence[NodeWithScore]
+]
+
+#: The rankers that are named by text, as the upstream plugin has them.
+RANKERS = ("RRFRanker", "WeightedRanker")
+#: Milvus' default of reciprocal rank fusion.
+DEFAULT_RRF_K = 60
+#: Milvus takes a `k` in (0, 16,384) (https://milvus.io/docs/rrf-ranker.md).
+MAX_RRF_K = 16_384
 
 #: MMR's balance where neither the query nor the call names one, as in LlamaIndex.
 DEFAULT_MMR_THRESHOLD = 0.5
@@ -21,10 +42,189 @@ _EQUAL = 1e-12
 def similarity(metric: str, distance: float) -> float:
     """Turn what Milvus calls a distance into a similarity, which rises with relevance.
 
-    `COSINE` and `IP` are similarities already. For `L2` Milvus returns the squared Euclidean
-    distance `d`, and the similarity is `1 / (1 + d)`, in (0, 1].
+    `COSINE`, `IP` and `BM25` are similarities already. For `L2`, the squared Euclidean distance,
+    and for `HAMMING` a distance `d` becomes `1 / (1 + d)`, in (0, 1]; for `JACCARD` `1 - d`.
+    Milvus Lite gives the scores of BM25 a minus; no score of BM25 is negative.
     """
-    return 1.0 / (1.0 + distance) if metric == "L2" else distance
+    if metric == "L2" or metric == "HAMMING":
+        return 1.0 / (1.0 + distance)
+    if metric == "BM25":
+        return abs(distance)
+    return 1.0 - distance if metric == "JACCARD" else distance
+
+
+@dataclass(frozen=True)
+class Rrf:
+    """Reciprocal rank fusion: a hit's score is the sum over the legs of `1 / (k + rank)`.
+
+    Ranks count from 1. G. Cormack, C. Clarke, S. Büttcher: Reciprocal rank fusion outperforms
+    Condorcet and individual rank learning methods, SIGIR 2009.
+    """
+
+    k: float = DEFAULT_RRF_K
+
+    def for_milvus(self) -> Any:
+        """The ranker as pymilvus takes it."""
+        return RRFRanker(self.k)
+
+    def fuse(
+        self, legs: Sequence[Sequence[tuple[Id, float]]], metrics: Sequence[str]
+    ) -> list[tuple[Id, float]]:
+        """Fuse hits: id and distance of each, best first, in; id and fused score out."""
+        scores: dict[Id, float] = {}
+        for leg in legs:
+            for rank, (one, _) in enumerate(leg, start=1):
+                scores[one] = scores.get(one, 0.0) + 1.0 / (self.k + rank)
+        return _best_first(scores)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A weighted sum of the legs' similarities.
+
+    With `normalize` each is brought into 0..1 first, by Milvus' formulas
+    (https://milvus.io/docs/weighted-ranker.md): `(1 + s) / 2` for COSINE, `1/2 + atan(s) / π` for
+    IP, `2 atan(s) / π` for BM25, `1 - 2 atan(d) / π` for distances.
+    """
+
+    weights: tuple[float, ...]
+    normalize: bool = True
+
+    def for_milvus(self) -> Any:
+        """The ranker as pymilvus takes it."""
+        return WeightedRanker(*self.weights, norm_score=self.normalize)
+
+    def fuse(
+        self, legs: Sequence[Sequence[tuple[Id, float]]], metrics: Sequence[str]
+    ) -> list[tuple[Id, float]]:
+        """Fuse hits: id and distance of each, best first, in; id and fused score out."""
+        scores: dict[Id, float] = {}
+        for leg, metric, weight in zip(legs, metrics, self.weights, strict=True):
+            for one, distance in leg:
+                score = normalized(metric, distance) if self.normalize else distance
+                scores[one] = scores.get(one, 0.0) + weight * score
+        return _best_first(scores)
+
+
+@dataclass(frozen=True, eq=False)
+class ServerRanker:
+    """A ranker that Milvus alone can compute: a `Function` of type `RERANK`."""
+
+    function: Function
+
+    def for_milvus(self) -> Any:
+        """The ranker as pymilvus takes it."""
+        return self.function
+
+
+@dataclass(frozen=True, eq=False)
+class CallableRanker:
+    """The user's own ranker, which runs here."""
+
+    rank: ClientRanker
+
+
+Ranker = Rrf | Weighted | ServerRanker | CallableRanker
+
+
+def normalized(metric: str, distance: float) -> float:
+    """Bring a distance of Milvus into 0..1, rising with relevance."""
+    if metric == "COSINE":
+        return (1.0 + distance) / 2.0
+    if metric == "IP":
+        return 0.5 + math.atan(distance) / math.pi
+    if metric == "BM25":
+        return 2.0 * math.atan(abs(distance)) / math.pi
+    return 1.0 - 2.0 * math.atan(distance) / math.pi
+
+
+def ranker_of(value: Any, params: Any, argument: str) -> Ranker:
+    """Read a ranker: a name with its parameters, a pymilvus object, or a callable.
+
+    Args:
+        value: `"RRFRanker"` or `"WeightedRanker"`, a pymilvus ranker, a pymilvus `Function` of
+            type `RERANK`, or a callable.
+        params: The parameters of a name: `{"k": 60}` or `{"weights": [0.7, 0.3]}`.
+        argument: What to call it in messages; its parameters' name is that with `_params`.
+
+    Raises:
+        ConfigurationError: It is none of these, or its parameters are out of range.
+    """
+    if not isinstance(params, (Mapping, type(None))):
+        raise ConfigurationError(
+            f'{argument}_params is {params!r}; it must be a dictionary, such as {{"k": 60}}'
+        )
+    if isinstance(value, (RRFRanker, WeightedRanker)):
+        settings: Any = value.dict()
+        value, params = type(value).__name__, {**settings["params"], **(params or {})}
+    params = dict(params or {})
+    if isinstance(value, Function):
+        if value.type != FunctionType.RERANK:
+            raise ConfigurationError(
+                f"{argument} is a function of type {value.type.name}; it must be of type RERANK"
+            )
+        return ServerRanker(value)
+    if callable(value):
+        return CallableRanker(value)
+    if value not in RANKERS:
+        raise ConfigurationError(
+            f"{argument} is {value!r}; it must be one of {list(RANKERS)}, a pymilvus ranker or "
+            "Function of type RERANK, or a callable"
+        )
+    known = {"RRFRanker": {"k"}, "WeightedRanker": {"weights", "norm_score"}}[value]
+    unknown = sorted(set(params) - known)
+    if unknown:
+        raise ConfigurationError(f"{argument}_params has {unknown}; {value} takes {sorted(known)}")
+    if value == "RRFRanker":
+        return Rrf(_rrf_k(params.get("k", DEFAULT_RRF_K), argument))
+    normalize = params.get("norm_score", True)
+    if not isinstance(normalize, bool):
+        raise ConfigurationError(
+            f"{argument}_params has norm_score={normalize!r}; it must be True or False"
+        )
+    return Weighted(_weights(params.get("weights", (1.0, 1.0)), argument), normalize)
+
+
+def _rrf_k(k: Any, argument: str) -> float:
+    if not isinstance(k, (int, float)) or isinstance(k, bool) or not 0 < k < MAX_RRF_K:
+        raise ConfigurationError(
+            f"{argument}_params has k={k!r}; it must be a number in (0, {MAX_RRF_K})"
+        )
+    return k
+
+
+def _weights(weights: Any, argument: str) -> tuple[float, ...]:
+    if (
+        not isinstance(weights, (list, tuple))
+        or not weights
+        or not all(
+            isinstance(w, (int, float)) and not isinstance(w, bool) and 0 <= w <= 1 for w in weights
+        )
+        or not any(weights)
+    ):
+        raise ConfigurationError(
+            f"{argument}_params has weights={weights!r}; they must be numbers in 0..1, not all 0, "
+            "one for each vector field that is searched: dense, then sparse"
+        )
+    return tuple(float(weight) for weight in weights)
+
+
+def check_weights(ranker: Ranker, legs: Sequence[str]) -> None:
+    """Check that a ranker has a weight for each leg.
+
+    Raises:
+        QueryError: It has not.
+    """
+    if isinstance(ranker, Weighted) and len(ranker.weights) != len(legs):
+        raise QueryError(
+            f"the ranker has {len(ranker.weights)} weights and the query searches {len(legs)} "
+            f"fields, {list(legs)}; pass one weight for each"
+        )
+
+
+def _best_first(scores: Mapping[Id, float]) -> list[tuple[Id, float]]:
+    # Stable: of equal scores the one that an earlier leg found first comes first.
+    return sorted(scores.items(), key=lambda hit: -hit[1])
 
 
 def mmr(

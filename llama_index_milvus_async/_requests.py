@@ -5,7 +5,7 @@ Two requests that are equal can be sent as one, with the items of both: rows, ve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ class Search:
         expression: The filter, empty for none.
         params: pymilvus' `search_params`.
         params_key: Their text, which stands for them where requests are compared.
+        options: Further keyword arguments, such as `offset`.
         one_at_a_time: Whether the engine is faster where searches do not overlap.
     """
 
@@ -43,11 +44,37 @@ class Search:
     partition_names: tuple[str, ...] | None
     consistency_level: str
     params: Mapping[str, Any] = field(compare=False)
+    options: tuple[tuple[str, Any], ...]
     one_at_a_time: bool
     params_key: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params_key", repr(sorted(self.params.items())))
+
+
+@dataclass(frozen=True)
+class HybridSearch:
+    """Search several vector columns and fuse what each finds.
+
+    Attributes:
+        legs: The searches, of which column, limit, expression and parameters count.
+        ranker: pymilvus' ranker.
+        ranker_key: What stands for it where requests are compared.
+        limit: How many hits to return.
+        options: Further keyword arguments, such as `offset`.
+        one_at_a_time: Whether the engine is faster where searches do not overlap.
+    """
+
+    collection_name: str
+    legs: tuple[Search, ...]
+    ranker: Any = field(compare=False)
+    ranker_key: Hashable
+    limit: int
+    output_fields: tuple[str, ...]
+    partition_names: tuple[str, ...] | None
+    consistency_level: str
+    options: tuple[tuple[str, Any], ...]
+    one_at_a_time: bool
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ Sizes are UTF-8 bytes, as Milvus counts them.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +36,14 @@ from ._schema import (
     INTEGER_TYPES,
     NODE_CONTENT_FIELD,
     NODE_TYPE_FIELD,
+    VECTOR_TYPES,
     Column,
     Layout,
     output_columns,
 )
+from ._vectors import DENSE_METRICS, FLOAT32_MAX, packed, unpacked
 from .errors import NodeError, RowError
+from .sparse import sparse_vector
 
 #: Milvus' bound on the dynamic field of one row, as JSON (`common.MaxDynamicFieldSize`; the
 #: server answers code 1100 beyond it). Lite has none; the bound is kept there as well, so that
@@ -53,7 +55,6 @@ DOC_ID_KEYS = ("doc_id", "document_id", "ref_doc_id")
 #: What LlamaIndex stores as the document id of a node that has no source document.
 NO_DOC_ID = "None"
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _INTEGER_BITS = {
     DataType.INT8: 8,
     DataType.INT16: 16,
@@ -95,18 +96,23 @@ class RowPacker:
 
     Args:
         layout: The collection.
-        embedding_field: The vector column.
     """
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._dim = layout.vector_column(layout.embedding_field).dim
+        self._dense = [layout.dense_column(name) for name in layout.dense_fields]
+        self._further = frozenset(layout.dense_fields[1:])
+        self._dense_bytes = 4 * sum(column.dim or 0 for column in self._dense)
         self.problems: list[tuple[str, str]] = []
 
-    def pack(self, node: BaseNode) -> PackedRow | None:
+    def pack(self, node: BaseNode, sparse: Any = None) -> PackedRow | None:
         """Make the row of a node.
 
         What is wrong with the node is added to `problems`.
+
+        Args:
+            node: The node.
+            sparse: Its sparse embedding, where the store computes it.
 
         Returns:
             The row, or `None` where the node cannot be stored.
@@ -118,7 +124,7 @@ class RowPacker:
 
         layout = self._layout
         primary_key = self._primary_key(node.node_id, report)
-        embedding = self._embedding(node, report)
+        vectors = self._vectors(node, sparse, report)
         text = node.get_content(metadata_mode=MetadataMode.NONE)
         text_bytes = _check_text("text", text, layout.max_bytes(layout.text_key), report)
         doc_id = node.ref_doc_id or NO_DOC_ID
@@ -136,10 +142,12 @@ class RowPacker:
             values[layout.doc_id_field] = doc_id
         values[layout.primary_key] = primary_key
         values[layout.text_key] = text
-        values[layout.embedding_field] = embedding
+        values.update(vectors)
         if len(self.problems) > before:
             return None
-        size = 4 * (self._dim or 0) + text_bytes + 2 * content_bytes
+        size = self._dense_bytes + text_bytes + 2 * content_bytes
+        if layout.sparse_field in vectors:
+            size += 8 * len(vectors[layout.sparse_field])
         return PackedRow(node.node_id, values, size)
 
     def raise_problems(self) -> None:
@@ -163,27 +171,33 @@ class RowPacker:
             return int(node_id)
         return node_id
 
-    def _embedding(self, node: BaseNode, report: Callable[[str], None]) -> Any:
-        embedding: Any = node.embedding
-        if embedding is None:
-            report("it has no embedding")
-            return None
-        if isinstance(embedding, np.ndarray) and (
-            embedding.ndim != 1 or embedding.dtype.kind not in "fiu"
-        ):
-            report(f"its embedding is an array of {embedding.dtype} and shape {embedding.shape}")
-            return None
-        if len(embedding) != self._dim:
-            report(f"its embedding has {len(embedding)} dimensions, the collection {self._dim}")
-            return None
-        if isinstance(embedding, np.ndarray):
-            # pymilvus refuses float16 and keeps float64 as it is: one type for all. What is too
-            # large becomes infinity, which is reported below.
-            with np.errstate(over="ignore"):
-                embedding = embedding.astype(np.float32, copy=False)
-        if not is_finite(embedding):
-            report("its embedding has a value that is no finite 32-bit number (NaN, infinity)")
-        return embedding
+    def _vectors(
+        self, node: BaseNode, sparse: Any, report: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """The values of the vector columns."""
+        vectors: dict[str, Any] = {}
+        for position, column in enumerate(self._dense):
+            if position == 0:
+                what, embedding = "its embedding", node.embedding
+            else:
+                what = f"its embedding {column.name!r} (the metadata key of that name)"
+                embedding = node.metadata.get(column.name)
+            if embedding is None:
+                if not column.optional:
+                    missing = "it has no embedding"
+                    report(f"{missing} {column.name!r}, a metadata key" if position else missing)
+                continue
+            try:
+                vectors[column.name] = packed(embedding, column.type, column.dim)
+            except ValueError as error:
+                report(f"{what} {error}")
+        sparse_field = self._layout.sparse_field
+        if sparse_field is not None and self._layout.encodes_sparse:
+            try:
+                vectors[sparse_field] = sparse_vector(sparse)
+            except ValueError as error:
+                report(f"its sparse embedding {error}")
+        return vectors
 
     def _add_node(
         self,
@@ -195,9 +209,9 @@ class RowPacker:
         """Add the serialized node and its metadata; return the bytes of the former."""
         layout = self._layout
         try:
-            content = _node_json(node)
+            content = _node_json(node, self._further)
             content_bytes = len(content.encode())
-            metadata = _plain_metadata(node.metadata)
+            metadata = _plain_metadata(self._metadata(node))
         except _NO_JSON as error:
             report(f"its metadata or fields cannot be carried by JSON: {error}")
             return 0
@@ -225,7 +239,7 @@ class RowPacker:
     ) -> None:
         """Add the metadata to a row that holds no node; there are only columns for it."""
         try:
-            metadata = _plain_metadata(node.metadata)
+            metadata = _plain_metadata(self._metadata(node))
             text = _compact_json(metadata)
             text.encode()
             _check_integers(text)
@@ -239,6 +253,12 @@ class RowPacker:
                 "of that name nor a dynamic field"
             )
         values.update(metadata)
+
+    def _metadata(self, node: BaseNode) -> Mapping[str, Any]:
+        """The metadata without embeddings."""
+        if self._further.isdisjoint(node.metadata):
+            return node.metadata
+        return {key: value for key, value in node.metadata.items() if key not in self._further}
 
     def _check_keys(
         self, metadata: Mapping[str, Any], doc_id: str, report: Callable[[str], None]
@@ -297,22 +317,6 @@ def _check_text(what: str, text: str, limit: int, report: Callable[[str], None])
     return size
 
 
-def is_finite(embedding: Sequence[float]) -> bool:
-    """Whether every value is a finite 32-bit number.
-
-    The length of the vector bounds each value, is NaN or infinity where one is, and costs a tenth
-    of looking at each; only a length that cannot tell has them looked at.
-    """
-    if isinstance(embedding, np.ndarray):
-        return bool(np.isfinite(embedding).all())
-    try:
-        if math.hypot(*embedding) <= _FLOAT32_MAX:
-            return True
-        return all(abs(value) <= _FLOAT32_MAX for value in embedding)
-    except (TypeError, OverflowError):
-        return False
-
-
 def _fits(value: int, bits: int) -> bool:
     limit: int = 2 ** (bits - 1)
     return -limit <= value < limit
@@ -333,7 +337,7 @@ def _scalar_problem(column: Column, value: Any) -> str | None:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             return f"is {value!r}, no number"
         # Milvus would store infinity.
-        over = kind == DataType.FLOAT and abs(value) > _FLOAT32_MAX
+        over = kind == DataType.FLOAT and abs(value) > FLOAT32_MAX
         return f"is {value}, out of range" if over else None
     if kind == DataType.VARCHAR:
         if not isinstance(value, str):
@@ -360,13 +364,19 @@ def _compact_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _node_json(node: BaseNode) -> str:
+def _node_json(node: BaseNode, without: frozenset[str] = frozenset()) -> str:
     """Serialize a node as LlamaIndex' `node_to_metadata_dict` does, without its embedding.
 
     That function dumps the embedding only to drop it, five times the cost at 768 dimensions.
+
+    Args:
+        node: The node.
+        without: Metadata keys to leave out.
     """
     data = node.model_dump(exclude={"embedding"})
     data["embedding"] = None
+    for key in without:
+        data["metadata"].pop(key, None)
     if "text" in data:
         data["text"] = ""
     resource = data.get("text_resource")
@@ -426,8 +436,9 @@ class RowReader:
     Args:
         layout: The collection.
         output_fields: Fields that the caller named. The embedding column among them has the
-            nodes carry their embeddings. For rows that hold no serialized node, they are the
-            metadata; without any, every column and dynamic key is.
+            nodes carry their embeddings, and other vector columns are metadata of the nodes. For
+            rows that hold no serialized node, they are the metadata; without any, every column
+            and dynamic key is.
         embedding_field: The vector column that `node.embedding` is read from.
     """
 
@@ -436,9 +447,13 @@ class RowReader:
     ) -> None:
         self._layout = layout
         self._embedding_field = embedding_field or layout.embedding_field
-        self._with_embedding = self._embedding_field in output_fields
+        self._vectors = {
+            name: layout.columns[name]
+            for name in output_fields
+            if name in layout.columns and layout.columns[name].type in VECTOR_TYPES
+        }
         # Every scalar field comes by default, so that "*" adds nothing.
-        self._named = [name for name in output_fields if name not in (self._embedding_field, "*")]
+        self._named = [name for name in output_fields if name not in {*self._vectors, "*"}]
 
     @property
     def fields(self) -> list[str]:
@@ -457,8 +472,7 @@ class RowReader:
             fields += output_columns(layout)
         if layout.doc_id_field and not layout.node_in_column:
             fields.append(layout.doc_id_field)
-        if self._with_embedding:
-            fields.append(self._embedding_field)
+        fields += self._vectors
         if DYNAMIC_FIELD in fields:
             # A search that names some keys of the dynamic field beside it returns only those.
             fields = [name for name in fields if name in layout.columns or name == DYNAMIC_FIELD]
@@ -482,8 +496,15 @@ class RowReader:
             if isinstance(doc_id, str) and doc_id != NO_DOC_ID:
                 source = RelatedNodeInfo(node_id=doc_id)
                 node.relationships[NodeRelationship.SOURCE] = source
-        if self._with_embedding:
-            node.embedding = _floats(row.get(self._embedding_field))
+        for name, column in self._vectors.items():
+            if (vector := row.get(name)) is None:
+                continue
+            if column.type in DENSE_METRICS:
+                vector = unpacked(vector, column.type, column.dim)
+            if name == self._embedding_field:
+                node.embedding = vector
+            else:
+                node.metadata[name] = vector
         return node
 
     def _metadata(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -530,7 +551,3 @@ def _parsed(content: str) -> dict[str, Any]:
         # It parses twice as fast and knows neither deep nesting nor lone surrogates.
         data = json.loads(content)
     return dict(data)
-
-
-def _floats(vector: Any) -> list[float] | None:
-    return None if vector is None else [float(value) for value in vector]

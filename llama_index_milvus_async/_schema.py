@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pymilvus import CollectionSchema, DataType, FieldSchema
+from pymilvus import CollectionSchema, DataType, FieldSchema, Function
 from pymilvus.milvus_client.index import IndexParams
 
 from ._expressions import Columns, Dialect
+from ._vectors import DENSE_METRICS
 from .errors import CollectionError, ConfigurationError
 
 #: Milvus' longest VARCHAR, in UTF-8 bytes
@@ -33,6 +34,12 @@ NODE_TYPE_FIELD = "_node_type"
 DYNAMIC_FIELD = "$meta"
 
 _NODE_TYPE_BYTES = 256
+
+# Index types of columns that have no FLAT one.
+_DEFAULT_INDEXES = {
+    DataType.BINARY_VECTOR: "BIN_FLAT",
+    DataType.SPARSE_FLOAT_VECTOR: "SPARSE_INVERTED_INDEX",
+}
 
 INTEGER_TYPES = frozenset({DataType.INT8, DataType.INT16, DataType.INT32, DataType.INT64})
 VECTOR_TYPES = frozenset(
@@ -55,21 +62,55 @@ SCALAR_TYPES = (
 
 
 @dataclass(frozen=True)
+class VectorField:
+    """A vector column that the store uses, and the index that a new one gets.
+
+    Attributes:
+        name: Its name.
+        type: Its type.
+        dim: Its dimension, `None` for a sparse one and where the collection decides.
+        metric: The metric of the index.
+        index_config: Type and parameters of the index, flat or with nested `params`.
+        function: The function that computes it of texts; `None` where the store writes it.
+    """
+
+    name: str
+    type: DataType
+    dim: int | None
+    metric: str
+    index_config: Mapping[str, Any]
+    function: Function | None = None
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether its vectors are sparse."""
+        return self.type is DataType.SPARSE_FLOAT_VECTOR
+
+
+@dataclass(frozen=True)
 class CollectionSettings:
-    """What the store was asked to find or make in Milvus; the store's own arguments."""
+    """What the store was asked to find or make in Milvus; the store's own arguments.
+
+    Attributes:
+        dense: The dense vector columns, that of `node.embedding` first; empty without any.
+        sparse: The sparse vector column.
+    """
 
     collection_name: str
     id_field: str
     doc_id_field: str
     text_key: str
-    embedding_field: str
-    dim: int | None
-    metric: str
+    dense: Sequence[VectorField]
+    sparse: VectorField | None
     scalar_fields: Mapping[str, DataType]
-    index_config: Mapping[str, Any]
     create_index: bool
     properties: Mapping[str, Any]
     consistency_level: str
+
+    @property
+    def vectors(self) -> list[VectorField]:
+        """All vector columns that the store uses."""
+        return [*self.dense, *([self.sparse] if self.sparse else [])]
 
 
 @dataclass(frozen=True)
@@ -81,11 +122,17 @@ class Column:
     max_bytes: int | None = None
     dim: int | None = None
     optional: bool = False
+    generated: bool = False  # Milvus fills it, by a function
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of a collection and the part that each plays for LlamaIndex."""
+    """The columns of a collection and the part that each plays for LlamaIndex.
+
+    Attributes:
+        dense_fields: The dense vector columns that nodes fill, that of `node.embedding` first.
+        sparse_field: The sparse vector column, `None` without one.
+    """
 
     collection_name: str
     columns: Mapping[str, Column]
@@ -93,7 +140,8 @@ class Layout:
     auto_id: bool
     doc_id_field: str | None
     text_key: str
-    embedding_field: str
+    dense_fields: tuple[str, ...]
+    sparse_field: str | None
     dynamic: bool
     dialect: Dialect
 
@@ -108,7 +156,12 @@ class Layout:
             settings: The store's arguments, for the parts that columns play.
             dialect: The expression language of the engine.
         """
-        columns = {field["name"]: _column(field) for field in description["fields"]}
+        functions = description.get("functions") or []
+        generated = {name for one in functions for name in one.get("output_field_names") or ()}
+        columns = {
+            f["name"]: _column(f, f["name"] in generated or bool(f.get("is_function_output")))
+            for f in description["fields"]
+        }
         primary = next(field for field in description["fields"] if field.get("is_primary"))
         dynamic = bool(description.get("enable_dynamic_field"))
         known = settings.doc_id_field in columns or dynamic
@@ -119,10 +172,21 @@ class Layout:
             auto_id=bool(primary.get("auto_id") or description.get("auto_id")),
             doc_id_field=settings.doc_id_field if known else None,
             text_key=settings.text_key,
-            embedding_field=settings.embedding_field,
+            dense_fields=tuple(field.name for field in settings.dense),
+            sparse_field=settings.sparse.name if settings.sparse else None,
             dynamic=dynamic,
             dialect=dialect,
         )
+
+    @property
+    def embedding_field(self) -> str | None:
+        """The column of `node.embedding`, `None` where nodes have no dense embeddings."""
+        return self.dense_fields[0] if self.dense_fields else None
+
+    @property
+    def encodes_sparse(self) -> bool:
+        """Whether the store, and not Milvus, computes the sparse vectors."""
+        return self.sparse_field is not None and not self.columns[self.sparse_field].generated
 
     @property
     def integer_ids(self) -> bool:
@@ -141,11 +205,11 @@ class Layout:
 
     @cached_property
     def own_columns(self) -> frozenset[str]:
-        """Columns that the store fills itself, so that no metadata key may be named so."""
+        """Columns that no metadata key may be named like: the store, or Milvus, fills them."""
         own = {self.primary_key, self.text_key, NODE_CONTENT_FIELD, NODE_TYPE_FIELD}
         own |= {self.doc_id_field} if self.doc_id_field else set()
         own |= {name for name, column in self.columns.items() if column.type in VECTOR_TYPES}
-        return frozenset(own)
+        return frozenset(own - set(self.dense_fields[1:]))
 
     @cached_property
     def unfilled_vectors(self) -> list[str]:
@@ -153,14 +217,18 @@ class Layout:
         return [
             name
             for name, column in self.columns.items()
-            if column.type in VECTOR_TYPES and not column.optional and name != self.embedding_field
+            if column.type in VECTOR_TYPES
+            and not column.optional
+            and name not in (*self.dense_fields, self.sparse_field)
         ]
 
     @cached_property
     def scalar_columns(self) -> Mapping[str, Column]:
         """Columns that are filled from the metadata key of their name."""
         return {
-            name: column for name, column in self.columns.items() if name not in self.own_columns
+            name: column
+            for name, column in self.columns.items()
+            if name not in self.own_columns and column.type not in VECTOR_TYPES
         }
 
     @cached_property
@@ -180,25 +248,38 @@ class Layout:
         column = self.columns.get(name)
         return (column.max_bytes if column else None) or MAX_VARCHAR_BYTES
 
-    def vector_column(self, name: str) -> Column:
+    def dense_column(self, name: str | None) -> Column:
         """The dense vector column `name`.
 
         Raises:
-            CollectionError: There is no such column, or it holds no dense float vectors.
+            CollectionError: There is no such column, or its vectors are not dense.
         """
-        column = self.columns.get(name)
-        if column is None or column.type is not DataType.FLOAT_VECTOR:
-            vectors = [c.name for c in self.columns.values() if c.type in VECTOR_TYPES]
+        column = self.columns.get(name or "")
+        if column is None or column.type not in DENSE_METRICS:
+            vectors = [c.name for c in self.columns.values() if c.type in DENSE_METRICS]
             found = "no such field" if column is None else f"a field of type {column.type.name}"
             raise CollectionError(
                 f"Collection {self.collection_name!r}: the vector field {name!r} was asked for, "
-                f"and there is {found}; its vector fields are {vectors}. Pass one of them as "
+                f"and there is {found}; its dense vector fields are {vectors}. Pass one of them as "
                 "embedding_field."
             )
         return column
 
 
-def _column(field: Mapping[str, Any]) -> Column:
+@dataclass(frozen=True)
+class Index:
+    """The index of a vector column.
+
+    Attributes:
+        metric: Its metric.
+        type: Its type, empty where there is none.
+    """
+
+    metric: str
+    type: str
+
+
+def _column(field: Mapping[str, Any], generated: bool) -> Column:
     params = field.get("params") or {}
     max_length, dim = params.get("max_length"), params.get("dim")
     return Column(
@@ -206,11 +287,8 @@ def _column(field: Mapping[str, Any]) -> Column:
         type=DataType(field["type"]),
         max_bytes=int(max_length) if max_length is not None else None,
         dim=int(dim) if dim is not None else None,
-        optional=bool(
-            field.get("nullable")
-            or field.get("is_function_output")
-            or field.get("default_value") is not None
-        ),
+        optional=bool(field.get("nullable") or generated or field.get("default_value") is not None),
+        generated=generated,
     )
 
 
@@ -218,52 +296,103 @@ def new_schema(settings: CollectionSettings) -> CollectionSchema:
     """Build the schema of a new collection.
 
     Raises:
-        ConfigurationError: `dim` is not known.
+        ConfigurationError: A dimension is not known, or a function reads what is no text column.
     """
-    if settings.dim is None:
-        raise ConfigurationError(
-            f"dim is missing: the collection {settings.collection_name!r} does not exist, and a "
-            "new one needs the dimension of the embeddings, for example dim=384"
-        )
+    for field in settings.dense:
+        if field.dim is None:
+            raise ConfigurationError(
+                f"dim is missing: the collection {settings.collection_name!r} does not exist, and "
+                f"a new one needs the dimension of {field.name!r}, for example dim=384"
+            )
+    function = settings.sparse.function if settings.sparse else None
+    read = dict.fromkeys(function.input_field_names if function else (), _analyzed(function))
 
     def text(name: str, max_length: int = MAX_VARCHAR_BYTES, **options: Any) -> FieldSchema:
+        options |= read.pop(name, {})
         return FieldSchema(name, DataType.VARCHAR, max_length=max_length, **options)
 
     def scalar(name: str, data_type: DataType) -> FieldSchema:
         return text(name) if data_type == DataType.VARCHAR else FieldSchema(name, data_type)
 
-    return CollectionSchema(
+    def vector(field: VectorField) -> FieldSchema:
+        options = {} if field.is_sparse else {"dim": field.dim}
+        return FieldSchema(field.name, field.type, **options)
+
+    schema = CollectionSchema(
         [
-            text(settings.id_field, is_primary=True),
+            FieldSchema(
+                settings.id_field,
+                DataType.VARCHAR,
+                max_length=MAX_VARCHAR_BYTES,
+                is_primary=True,
+            ),
             text(settings.doc_id_field),
             text(settings.text_key),
             text(NODE_CONTENT_FIELD),
             text(NODE_TYPE_FIELD, _NODE_TYPE_BYTES),
             *(scalar(name, data_type) for name, data_type in settings.scalar_fields.items()),
-            FieldSchema(settings.embedding_field, DataType.FLOAT_VECTOR, dim=settings.dim),
+            *(vector(field) for field in settings.vectors),
         ],
         enable_dynamic_field=True,
     )
+    if read:
+        raise ConfigurationError(
+            f"sparse_embedding_function reads {sorted(read)}, which are no text columns of the "
+            f"collection; it can read {settings.text_key!r} and those of scalar_field_names whose "
+            "type is VARCHAR"
+        )
+    if function is not None:
+        schema.add_function(function)
+    return schema
 
 
-def dense_index(settings: CollectionSettings) -> IndexParams:
-    """Build the parameters of the dense index.
+def _analyzed(function: Function | None) -> dict[str, Any]:
+    """The arguments of a column whose texts a function reads."""
+    own = getattr(function, "get_field_kwargs", None)
+    return dict(own()) if own else {"enable_analyzer": True}
 
-    `index_config` is flat, as upstream has it: `index_type`, `metric_type`, `index_name` and
-    `field_name` are themselves, every other key is a parameter of the index type. A nested
+
+def new_index(field: VectorField) -> IndexParams:
+    """Build the parameters of the index of a vector column.
+
+    An index configuration is flat, as upstream has it: `index_type`, `metric_type`, `index_name`
+    and `field_name` are themselves, every other key is a parameter of the index type. A nested
     `params` is taken as well.
     """
-    config = dict(settings.index_config)
+    config = dict(field.index_config)
     named = {
-        "field_name": config.pop("field_name", settings.embedding_field),
-        "index_name": config.pop("index_name", settings.embedding_field),
-        "index_type": config.pop("index_type", "FLAT"),
-        "metric_type": config.pop("metric_type", settings.metric),
+        "field_name": config.pop("field_name", field.name),
+        "index_name": config.pop("index_name", field.name),
+        "index_type": config.pop("index_type", _DEFAULT_INDEXES.get(field.type, "FLAT")),
+        "metric_type": config.pop("metric_type", field.metric),
     }
     params = {**config.pop("params", {}), **config}
     index_params = IndexParams()
     index_params.add_index(**named, **({"params": params} if params else {}))
     return index_params
+
+
+def check_engine(settings: CollectionSettings, dialect: Dialect) -> None:
+    """Check that the engine has what the store's arguments ask for.
+
+    Raises:
+        ConfigurationError: It has not. The message names the version that has.
+    """
+    if settings.sparse is not None and not dialect.has_sparse:
+        raise ConfigurationError(
+            f"enable_sparse=True: {dialect} has no sparse vectors; Milvus has them from 2.4 on"
+        )
+    if settings.sparse is not None and settings.sparse.function and not dialect.has_full_text:
+        raise ConfigurationError(
+            f"sparse_embedding_function is a function of Milvus, and {dialect} has none; Milvus "
+            "has them from 2.5 on. Pass a function that encodes on this side"
+        )
+    if len(settings.vectors) > 1 and not dialect.has_several_vectors:
+        names = [field.name for field in settings.vectors]
+        raise ConfigurationError(
+            f"the fields {names} are vectors, and a collection of {dialect} has one only; Milvus "
+            "has several from 2.4 on"
+        )
 
 
 def check_layout(layout: Layout, settings: CollectionSettings) -> None:
@@ -298,23 +427,10 @@ def check_layout(layout: Layout, settings: CollectionSettings) -> None:
             f"primary key {primary.name!r}", primary.type.name, "VARCHAR or INT64", "Use another"
         )
 
-    vector = columns.get(settings.embedding_field)
-    vectors = [c.name for c in columns.values() if c.type in VECTOR_TYPES]
-    if vector is None or vector.type is not DataType.FLOAT_VECTOR:
-        refuse(
-            f"vector field {settings.embedding_field!r}",
-            "no such field" if vector is None else vector.type.name,
-            "a FLOAT_VECTOR",
-            f"Pass embedding_field= one of its vector fields {vectors}",
-        )
-    elif settings.dim is not None and vector.dim != settings.dim:
-        refuse(
-            f"vector field {vector.name!r}",
-            f"dimension {vector.dim}",
-            f"dim={settings.dim}",
-            f"Pass dim={vector.dim} and an embedding model of that dimension",
-        )
-
+    for position, field in enumerate(settings.dense):
+        _check_dense_field(field, "dense_fields" if position else "embedding_field", layout, refuse)
+    if settings.sparse is not None:
+        _check_sparse_field(settings.sparse, layout, refuse)
     _check_text_fields(layout, settings, refuse)
     for name, data_type in settings.scalar_fields.items():
         column = columns.get(name)
@@ -327,6 +443,49 @@ def check_layout(layout: Layout, settings: CollectionSettings) -> None:
                 data_type.name,
                 f"Pass DataType.{column.type.name} in scalar_field_types",
             )
+
+
+def _check_dense_field(field: VectorField, argument: str, layout: Layout, refuse: Any) -> None:
+    column = layout.columns.get(field.name)
+    vectors = [c.name for c in layout.columns.values() if c.type in DENSE_METRICS]
+    if column is None or column.type is not field.type:
+        refuse(
+            f"vector field {field.name!r}",
+            "no such field" if column is None else column.type.name,
+            f"a {field.type.name}",
+            f"Pass {argument}= one of its dense vector fields {vectors}, of their type",
+        )
+    elif field.dim is not None and column.dim != field.dim:
+        refuse(
+            f"vector field {column.name!r}",
+            f"dimension {column.dim}",
+            f"dim={field.dim}",
+            f"Pass dim={column.dim} and an embedding model of that dimension",
+        )
+
+
+def _check_sparse_field(field: VectorField, layout: Layout, refuse: Any) -> None:
+    column = layout.columns.get(field.name)
+    what = f"sparse vector field {field.name!r}"
+    if column is None or column.type is not field.type:
+        names = [c.name for c in layout.columns.values() if c.type is field.type]
+        remedy = f"Pass sparse_embedding_field= one of {names}" if names else "Leave it out"
+        found = "no such field" if column is None else column.type.name
+        refuse(what, found, "enable_sparse=True", remedy)
+    elif column.generated and field.function is None:
+        refuse(
+            what,
+            "a field that a function of Milvus fills",
+            "a sparse_embedding_function that encodes on this side",
+            "Leave sparse_embedding_function out",
+        )
+    elif not column.generated and field.function is not None:
+        refuse(
+            what,
+            "a field that no function of Milvus fills",
+            f"sparse_embedding_function={type(field.function).__name__}",
+            "Pass the sparse_embedding_function whose vectors it has",
+        )
 
 
 def _check_text_fields(layout: Layout, settings: CollectionSettings, refuse: Any) -> None:
@@ -352,19 +511,19 @@ def _check_text_fields(layout: Layout, settings: CollectionSettings, refuse: Any
             )
 
 
-def check_metric(index: Mapping[str, Any], settings: CollectionSettings) -> None:
-    """Check the metric of an existing index against `similarity_metric`.
+def check_metric(index: Mapping[str, Any], field: VectorField, collection_name: str) -> None:
+    """Check the metric of an existing index against the one that was asked for.
 
     Raises:
         CollectionError: They differ; scores would be read in the wrong direction.
     """
-    asked = str(settings.index_config.get("metric_type", settings.metric))
+    asked = str(field.index_config.get("metric_type", field.metric))
     found = str(index.get("metric_type", asked))
     if found.upper() != asked.upper():
         raise CollectionError(
-            f"Collection {settings.collection_name!r}, index of {settings.embedding_field!r}: "
-            f"found metric {found}, asked for similarity_metric={asked!r}. Pass "
-            f"similarity_metric={found!r}, or drop the index so that it is built anew."
+            f"Collection {collection_name!r}, index of {field.name!r}: found metric {found}, asked "
+            f"for similarity_metric={asked!r}. Pass similarity_metric={found!r}, or drop the "
+            "index so that it is built anew."
         )
 
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
+from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryMode,
@@ -18,11 +20,23 @@ from llama_index.core.vector_stores.types import (
 )
 
 from . import _filters
-from ._ranking import mmr, similarity
-from ._requests import Search
-from ._rows import RowReader, is_finite
-from ._schema import Layout
+from ._ranking import (
+    CallableRanker,
+    Ranker,
+    Rrf,
+    ServerRanker,
+    Weighted,
+    check_weights,
+    mmr,
+    ranker_of,
+    similarity,
+)
+from ._requests import HybridSearch, Search
+from ._rows import RowReader
+from ._schema import Column, Index, Layout
+from ._vectors import packed, unpacked
 from .errors import ConfigurationError, QueryError
+from .sparse import sparse_vector
 
 #: Milvus' largest top k (https://milvus.io/docs/limitations.md#Top-K).
 MAX_TOP_K = 16_384
@@ -33,7 +47,8 @@ LITE_LARGEST_EF = 2**20
 #: Candidates that MMR chooses from, as a multiple of the top k; upstream's default.
 DEFAULT_MMR_PREFETCH_FACTOR = 4.0
 
-SUPPORTED_MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR)
+_Mode = VectorStoreQueryMode
+SUPPORTED_MODES = (_Mode.DEFAULT, _Mode.SPARSE, _Mode.TEXT_SEARCH, _Mode.HYBRID, _Mode.MMR)
 
 
 @dataclass(frozen=True)
@@ -64,18 +79,43 @@ class SearchOptions(ReadOptions):
     Attributes:
         milvus_scalar_filters: Filters on array columns, combined with the others by AND.
         milvus_search_config: Search parameters in place of the store's `search_config`.
+        sparse_search_config: Search parameters of the sparse field.
+        milvus_ranker: The ranker of a hybrid search in place of the store's.
         string_expr: A Milvus boolean expression, combined with the filters by AND.
         mmr_prefetch_factor: MMR's candidates as a multiple of the top k.
         mmr_prefetch_k: MMR's candidates as a number.
         mmr_threshold: MMR's balance, 0 (different) to 1 (relevant).
+        mmr_over: Where MMR's candidates come from, `"dense"` or `"hybrid"`.
+        hybrid_fields: The dense fields of a hybrid search; the query's alone by default.
+        offset: Hits to skip.
+        group_by_field: Return one hit, or `group_size`, for each value of this field.
+        group_size: Hits of each group.
+        strict_group_size: Whether to look on until each group is full.
+        score_threshold: Return hits of at least this similarity.
     """
 
     milvus_scalar_filters: Any = None
     milvus_search_config: Mapping[str, Any] | None = None
+    sparse_search_config: Mapping[str, Any] | None = None
+    milvus_ranker: Any = None
     string_expr: str | None = None
     mmr_prefetch_factor: float | None = None
     mmr_prefetch_k: int | None = None
     mmr_threshold: float | None = None
+    mmr_over: str = "dense"
+    hybrid_fields: Sequence[str] | None = None
+    offset: int = 0
+    group_by_field: str | None = None
+    group_size: int | None = None
+    strict_group_size: bool | None = None
+    score_threshold: float | None = None
+
+    @property
+    def request_options(self) -> tuple[tuple[str, Any], ...]:
+        """What becomes a keyword argument of pymilvus' search."""
+        names = ("offset", "group_by_field", "group_size", "strict_group_size")
+        values = [(name, getattr(self, name)) for name in names]
+        return tuple((name, value) for name, value in values if value)
 
 
 def read_options(cls: type[Any], operation: str, arguments: Mapping[str, Any]) -> Any:
@@ -95,24 +135,59 @@ def read_options(cls: type[Any], operation: str, arguments: Mapping[str, Any]) -
 
 
 @dataclass(frozen=True)
-class PreparedSearch:
-    """The search of one query, ready to be sent.
+class StoreOptions:
+    """The store's own settings, used where a query names none.
+
+    Attributes:
+        consistency_level: The level of reads.
+        output_fields: Fields to fetch with each hit.
+        search_config: Search parameters of dense fields.
+        ranker: The ranker of hybrid searches.
+    """
+
+    consistency_level: str
+    output_fields: Sequence[str]
+    search_config: Mapping[str, Any]
+    ranker: Ranker
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One search of a query.
 
     Attributes:
         request: What it may have in common with other queries'.
-        vector: What it has not: the query's vector.
+        data: What it has not: a vector, a sparse vector, or a text for Milvus to encode.
+        metric: The metric of the field.
         exhaustive: The request of a second search where the first came short, `None` where the
             engine never does.
-        primary_key: The collection's.
-        metric: The vector column's.
-        reader: Makes nodes of the hits.
     """
 
     request: Search
-    vector: Sequence[float]
-    exhaustive: Search | None
-    primary_key: str
+    data: Any
     metric: str
+    exhaustive: Search | None = None
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """The searches of one query, ready to be sent.
+
+    Attributes:
+        legs: Its searches: one, or those of a hybrid search.
+        hybrid: The request that has Milvus fuse the legs; `None` for one leg, and where they are
+            searched each on its own and fused here.
+        ranker: Fuses the legs here.
+        limit: How many hits remain of those fused here.
+        layout: The collection.
+        reader: Makes nodes of the hits.
+    """
+
+    legs: tuple[Leg, ...]
+    hybrid: HybridSearch | None
+    ranker: Ranker
+    limit: int
+    layout: Layout
     reader: RowReader
 
 
@@ -120,18 +195,62 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
     """Check what can be checked without a connection.
 
     Raises:
-        QueryError: The mode is not supported, the embedding or the top k is missing or bad.
+        QueryError: The mode is not supported; text, embedding, top k or alpha are missing or bad.
     """
     if query.mode not in SUPPORTED_MODES:
         supported = ", ".join(mode.name for mode in SUPPORTED_MODES)
         raise QueryError(f"mode {query.mode!s} is not supported; supported are {supported}")
-    if query.query_embedding is None or not len(query.query_embedding):
-        raise QueryError(
-            f"mode {VectorStoreQueryMode(query.mode).name} needs query_embedding, and it is missing"
-        )
+    mode = VectorStoreQueryMode(query.mode)
+    if options.mmr_over not in ("dense", "hybrid"):
+        raise QueryError(f"mmr_over is {options.mmr_over!r}; it must be 'dense' or 'hybrid'")
     check_top_k("similarity_top_k", query.similarity_top_k)
-    if query.mode == VectorStoreQueryMode.MMR:
+    for name in ("sparse_top_k", "hybrid_top_k"):
+        if getattr(query, name) is not None:
+            check_top_k(name, getattr(query, name))
+    alpha = query.alpha
+    if alpha is not None and not (_is_number(alpha) and 0 <= alpha <= 1):
+        raise QueryError(f"alpha is {alpha!r}; it must be a number in 0 (sparse) to 1 (dense)")
+    if searches_dense(query, options) and (
+        query.query_embedding is None or not len(query.query_embedding)
+    ):
+        raise QueryError(f"mode {mode.name} needs query_embedding, and it is missing")
+    if searches_sparse(query, options) and not (query.query_str or "").strip():
+        raise QueryError(f"mode {mode.name} needs query_str, and it is missing or empty")
+    _check_paging(options)
+    if mode == _Mode.MMR:
         _check_mmr(query, options)
+
+
+def is_hybrid(query: VectorStoreQuery, options: SearchOptions) -> bool:
+    """Whether a query searches dense and sparse fields."""
+    return query.mode == _Mode.HYBRID or (query.mode == _Mode.MMR and options.mmr_over == "hybrid")
+
+
+def searches_dense(query: VectorStoreQuery, options: SearchOptions) -> bool:
+    """Whether a query needs an embedding."""
+    if query.mode == _Mode.HYBRID:
+        return query.alpha != 0
+    return query.mode in (_Mode.DEFAULT, _Mode.MMR)
+
+
+def searches_sparse(query: VectorStoreQuery, options: SearchOptions) -> bool:
+    """Whether a query searches the sparse field, for which it needs a text."""
+    if is_hybrid(query, options):
+        return query.alpha != 1
+    return query.mode in (_Mode.SPARSE, _Mode.TEXT_SEARCH)
+
+
+def _check_paging(options: SearchOptions) -> None:
+    offset, size = options.offset, options.group_size
+    if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < MAX_TOP_K:
+        raise QueryError(f"offset is {offset!r}; it must be an integer in 0..{MAX_TOP_K - 1}")
+    if size is not None and options.group_by_field is None:
+        raise QueryError("group_size has no effect without group_by_field; pass both")
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise QueryError(f"group_size is {size!r}; it must be an integer of at least 1")
+    threshold = options.score_threshold
+    if threshold is not None and not (_is_number(threshold) and math.isfinite(threshold)):
+        raise QueryError(f"score_threshold is {threshold!r}; it must be a number")
 
 
 def check_top_k(name: str, value: Any) -> None:
@@ -171,90 +290,218 @@ def prepare_search(
     query: VectorStoreQuery,
     options: SearchOptions,
     layout: Layout,
-    *,
-    metric: str,
-    index_type: str,
-    consistency_level: str,
-    output_fields: Sequence[str],
-    search_config: Mapping[str, Any],
+    indexes: Mapping[str, Index],
+    store: StoreOptions,
+    sparse: Any = None,
 ) -> PreparedSearch:
-    """Prepare the search of a query that `check_query` has passed.
+    """Prepare the searches of a query that `check_query` has passed.
 
     Args:
         query: The query.
         options: The keyword arguments of the call.
         layout: The collection.
-        metric: The metric of the vector column's index.
-        index_type: The type of that index.
-        consistency_level: The store's, used where the call names none.
-        output_fields: The store's output fields, used where the query names none.
-        search_config: The store's search parameters, used where the call names none.
+        indexes: The indexes of its vector columns.
+        store: The store's own settings.
+        sparse: The encoded text of the query, where the store encodes it.
 
     Raises:
         CollectionError: The embedding field is no dense vector column.
         FilterError: A filter cannot be expressed.
-        QueryError: The embedding has another dimension or values that are no numbers.
+        QueryError: The collection, or the server, is not set up for the mode; the embedding has
+            another dimension or values that are no numbers; the ranker does not fit.
     """
+    if options.group_by_field is not None and not layout.dialect.has_grouping:
+        raise QueryError(f"group_by_field: {layout.dialect} cannot group; Milvus can from 2.4 on")
+    named = list(store.output_fields if query.output_fields is None else query.output_fields)
     field = query.embedding_field or layout.embedding_field
-    column = layout.vector_column(field)
-    vector = _vector(query.query_embedding, field, column.dim)
-    limit = int(query.similarity_top_k)
-    named = list(output_fields if query.output_fields is None else query.output_fields)
-    if query.mode == VectorStoreQueryMode.MMR:
-        limit = _mmr_candidates(limit, options)
-    config = search_config if options.milvus_search_config is None else options.milvus_search_config
-    expression = _filters.build_expression(
-        layout.filter_columns,
-        filters=query.filters,
-        # VectorStoreIndex.as_retriever() says "every node" with an empty list, where the store
-        # keeps the nodes itself.
-        node_ids=query.node_ids or None,
-        doc_ids=query.doc_ids,
-        scalar_filters=options.milvus_scalar_filters,
-        string_expr=options.string_expr,
-    )
-    params = _search_params(config, index_type, limit, layout)
     reader = RowReader(layout, named, field)
-    # Every hit comes with its primary key.
+    limit = _limit(query, options)
+    legs: list[Leg] = []
+    build = partial(_leg, query, options, layout, indexes, store)
+    if searches_dense(query, options):
+        if field is None:
+            raise QueryError(
+                f"mode {VectorStoreQueryMode(query.mode).name} searches dense embeddings, and the "
+                "store has none; pass enable_dense=True to its constructor"
+            )
+        config = options.milvus_search_config
+        config = store.search_config if config is None else config
+        count = limit
+        if is_hybrid(query, options):
+            count = max(query.similarity_top_k, limit + options.offset)
+        for name in _dense_fields(field, query, options):
+            column = layout.dense_column(name)
+            vector = _vector(query.query_embedding, name, column)
+            legs.append(build(name, vector, config, count))
+    if searches_sparse(query, options):
+        legs.append(_sparse_leg(query, options, layout, sparse, limit, build))
+
+    fetched = _fetched(query, layout, reader, field)
+    if not is_hybrid(query, options):
+        request = replace(legs[0].request, output_fields=fetched)
+        exhaustive = legs[0].exhaustive
+        if exhaustive is not None:
+            exhaustive = replace(exhaustive, output_fields=fetched)
+        legs = [replace(legs[0], request=request, exhaustive=exhaustive)]
+        return PreparedSearch(tuple(legs), None, store.ranker, limit, layout, reader)
+    ranker = _ranker(query, options, store.ranker, legs)
+    check_weights(ranker, [leg.request.field_name for leg in legs])
+    if isinstance(ranker, CallableRanker) and query.mode == _Mode.MMR:
+        raise QueryError("mmr_over='hybrid' takes no callable as ranker; pass another ranker")
+    if isinstance(ranker, CallableRanker) or not layout.dialect.has_several_vectors:
+        if isinstance(ranker, ServerRanker):
+            raise QueryError(
+                f"the ranker is a function of Milvus, and {layout.dialect} has no hybrid search; "
+                "pass RRFRanker, WeightedRanker or a callable"
+            )
+        # Fused here, so that each leg needs the rows, and the skipping comes after the fusion.
+        legs = [
+            replace(leg, request=replace(leg.request, output_fields=fetched, options=()))
+            for leg in legs
+        ]
+        return PreparedSearch(tuple(legs), None, ranker, limit, layout, reader)
+    hybrid = HybridSearch(
+        collection_name=layout.collection_name,
+        legs=tuple(_hybrid_leg(leg) for leg in legs),
+        ranker=ranker.for_milvus(),
+        ranker_key=id(ranker.function) if isinstance(ranker, ServerRanker) else ranker,
+        limit=limit,
+        output_fields=fetched,
+        partition_names=options.partition_names,
+        consistency_level=options.consistency_level or store.consistency_level,
+        options=options.request_options,
+        one_at_a_time=layout.dialect.is_lite,
+    )
+    return PreparedSearch(tuple(legs), hybrid, ranker, limit, layout, reader)
+
+
+def _hybrid_leg(leg: Leg) -> Search:
+    # What a filter leaves of an approximate search may be too little, and is not seen here.
+    exhaustive = leg.exhaustive if leg.request.expression else None
+    return replace(exhaustive or leg.request, options=())
+
+
+def _limit(query: VectorStoreQuery, options: SearchOptions) -> int:
+    """How many hits to ask for, those skipped not counted."""
+    limit = query.similarity_top_k
+    if query.mode == _Mode.HYBRID:
+        limit = query.hybrid_top_k or limit
+    elif query.mode in (_Mode.SPARSE, _Mode.TEXT_SEARCH):
+        limit = query.sparse_top_k or limit
+    elif query.mode == _Mode.MMR:
+        limit = _mmr_candidates(limit, options)
+    return int(limit)
+
+
+def _dense_fields(field: str, query: VectorStoreQuery, options: SearchOptions) -> Sequence[str]:
+    if options.hybrid_fields is None or not is_hybrid(query, options):
+        return [field]
+    if isinstance(options.hybrid_fields, str) or not options.hybrid_fields:
+        raise QueryError(
+            f"hybrid_fields is {options.hybrid_fields!r}; it must be a list of dense vector fields"
+        )
+    return list(options.hybrid_fields)
+
+
+def _fetched(
+    query: VectorStoreQuery, layout: Layout, reader: RowReader, field: str | None
+) -> tuple[str, ...]:
+    """The fields to fetch with each hit; the primary key comes in any case."""
     fetched = [name for name in reader.fields if name != layout.primary_key]
-    if query.mode == VectorStoreQueryMode.MMR and field not in fetched:
+    if query.mode == _Mode.MMR and field is not None and field not in fetched:
         fetched.append(field)
+    return tuple(fetched)
+
+
+def _leg(
+    query: VectorStoreQuery,
+    options: SearchOptions,
+    layout: Layout,
+    indexes: Mapping[str, Index],
+    store: StoreOptions,
+    field: str,
+    data: Any,
+    config: Mapping[str, Any],
+    limit: int,
+) -> Leg:
+    index = indexes[field]
+    params = _search_params(config, index.type, limit, layout)
     request = Search(
         collection_name=layout.collection_name,
         field_name=field,
         limit=limit,
-        expression=expression,
-        output_fields=tuple(fetched),
+        expression=_filters.build_expression(
+            layout.filter_columns,
+            filters=query.filters,
+            # VectorStoreIndex.as_retriever() says "every node" with an empty list, where the
+            # store keeps the nodes itself.
+            node_ids=query.node_ids or None,
+            doc_ids=query.doc_ids,
+            scalar_filters=options.milvus_scalar_filters,
+            string_expr=options.string_expr,
+        ),
+        output_fields=(),
         partition_names=options.partition_names,
-        consistency_level=options.consistency_level or consistency_level,
+        consistency_level=options.consistency_level or store.consistency_level,
         params=params,
+        options=options.request_options,
         one_at_a_time=layout.dialect.is_lite,
     )
     exhaustive = None
-    if _is_hnsw_of_lite(index_type, layout):
+    if _is_hnsw_of_lite(index.type, layout):
         largest = {**params["params"], "ef": LITE_LARGEST_EF}
         exhaustive = replace(request, params={**params, "params": largest})
-    return PreparedSearch(request, vector, exhaustive, layout.primary_key, metric, reader)
+    return Leg(request, data, index.metric, exhaustive)
 
 
-def _vector(embedding: Any, field: str, dim: int | None) -> Sequence[float]:
-    """Check a query's embedding; returns it as a list, which pymilvus packs fastest."""
-    if isinstance(embedding, list) and len(embedding) == dim and is_finite(embedding):
-        return embedding
-    try:
-        # What is too large for 32 bits becomes infinite, and is refused as such.
-        with np.errstate(over="ignore"):
-            vector = np.asarray(embedding, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise QueryError(f"query_embedding is no list of numbers: {error}") from error
-    if vector.shape != (dim,):
+def _sparse_leg(
+    query: VectorStoreQuery,
+    options: SearchOptions,
+    layout: Layout,
+    sparse: Any,
+    limit: int,
+    build: Callable[[str, Any, Mapping[str, Any], int], Leg],
+) -> Leg:
+    if layout.sparse_field is None:
         raise QueryError(
-            f"query_embedding has shape {vector.shape}, the field {field!r} has dimension {dim}; "
-            "the query must be embedded by the model of the documents"
+            f"mode {VectorStoreQueryMode(query.mode).name} searches sparse embeddings, and the "
+            "store has none; pass enable_sparse=True to its constructor"
         )
-    if not np.isfinite(vector).all():
-        raise QueryError("query_embedding has a value that is no finite 32-bit number")
-    return cast(Sequence[float], vector.tolist())
+    if is_hybrid(query, options):
+        wanted = query.sparse_top_k or query.similarity_top_k
+        limit = max(wanted, limit + options.offset)
+    config = options.sparse_search_config or {}
+    data: Any = query.query_str
+    if layout.encodes_sparse:
+        try:
+            data = sparse_vector(sparse)
+        except ValueError as error:
+            raise QueryError(f"the sparse embedding of query_str {error}") from error
+    return build(layout.sparse_field, data, config, limit)
+
+
+def _ranker(
+    query: VectorStoreQuery, options: SearchOptions, default: Ranker, legs: Sequence[Leg]
+) -> Ranker:
+    if options.milvus_ranker is not None:
+        return ranker_of(options.milvus_ranker, None, "milvus_ranker")
+    if query.alpha is None:
+        return default
+    if len(legs) == 1:
+        return Weighted((1.0,))
+    # LlamaIndex: 1 is dense alone, 0 sparse alone. Several dense fields share the dense weight.
+    dense = [query.alpha / (len(legs) - 1)] * (len(legs) - 1)
+    return Weighted((*dense, 1.0 - query.alpha))
+
+
+def _vector(embedding: Any, field: str, column: Column) -> Any:
+    try:
+        return packed(embedding, column.type, column.dim)
+    except ValueError as error:
+        raise QueryError(
+            f"query_embedding {error} (field {field!r}); the query must be embedded by the model "
+            "of the documents"
+        ) from error
 
 
 def _mmr_candidates(top_k: int, options: SearchOptions) -> int:
@@ -300,7 +547,7 @@ def build_result(
     query: VectorStoreQuery,
     options: SearchOptions,
     search: PreparedSearch,
-    hits: Sequence[Mapping[str, Any]],
+    hits: Sequence[Sequence[Mapping[str, Any]]],
 ) -> VectorStoreQueryResult:
     """Make the result of a query.
 
@@ -308,23 +555,86 @@ def build_result(
         query: The query.
         options: The keyword arguments of the call.
         search: The search that was sent.
-        hits: Its hits with the keys that pymilvus gives them, best first.
+        hits: The hits with the keys that pymilvus gives them, best first: those of each leg, or
+            those that Milvus has fused.
     """
-    hits = list(hits)
-    scores = [similarity(search.metric, hit["distance"]) for hit in hits]
-    if query.mode == VectorStoreQueryMode.MMR and hits:
-        chosen, scores = mmr(
-            np.asarray(search.vector),
-            np.asarray([hit["entity"][search.request.field_name] for hit in hits]),
-            query.similarity_top_k,
-            _mmr_threshold(query, options),
-        )
-        hits = [hits[position] for position in chosen]
-    key = search.primary_key
-    nodes = [search.reader.node({**hit["entity"], key: hit[key]}) for hit in hits]
+    key = search.layout.primary_key
+
+    def node(hit: Mapping[str, Any]) -> BaseNode:
+        return search.reader.node({**hit["entity"], key: hit[key]})
+
+    if is_hybrid(query, options) and isinstance(search.ranker, CallableRanker):
+        nodes, scores = _ranked(query, options, search, hits, search.ranker, node)
+    else:
+        found, scores = _scored(query, options, search, hits)
+        if query.mode == _Mode.MMR and found:
+            found, scores = _diverse(query, options, search, found)
+        nodes = [node(hit) for hit in found]
+    if options.score_threshold is not None:
+        kept = [i for i, score in enumerate(scores) if score >= options.score_threshold]
+        nodes, scores = [nodes[i] for i in kept], [scores[i] for i in kept]
     return VectorStoreQueryResult(
         nodes=nodes, similarities=scores, ids=[node.node_id for node in nodes]
     )
+
+
+def _scored(
+    query: VectorStoreQuery,
+    options: SearchOptions,
+    search: PreparedSearch,
+    hits: Sequence[Sequence[Mapping[str, Any]]],
+) -> tuple[list[Mapping[str, Any]], list[float]]:
+    """The hits of the result and their similarities."""
+    if search.hybrid is not None:
+        found = list(hits[0])
+        return found, [float(hit["distance"]) for hit in found]
+    if not is_hybrid(query, options):
+        found = list(hits[0])
+        return found, [similarity(search.legs[0].metric, hit["distance"]) for hit in found]
+    key = search.layout.primary_key
+    by_id = {hit[key]: hit for leg in hits for hit in leg}
+    pairs = [[(hit[key], hit["distance"]) for hit in leg] for leg in hits]
+    metrics = [leg.metric for leg in search.legs]
+    fused = cast(Rrf | Weighted, search.ranker).fuse(pairs, metrics)
+    fused = fused[options.offset : options.offset + search.limit]
+    return [by_id[one] for one, _ in fused], [score for _, score in fused]
+
+
+def _ranked(
+    query: VectorStoreQuery,
+    options: SearchOptions,
+    search: PreparedSearch,
+    hits: Sequence[Sequence[Mapping[str, Any]]],
+    ranker: CallableRanker,
+    node: Callable[[Mapping[str, Any]], BaseNode],
+) -> tuple[list[BaseNode], list[float]]:
+    """The nodes of the result and their scores, by the user's ranker."""
+    legs = [
+        [
+            NodeWithScore(node=node(hit), score=similarity(leg.metric, hit["distance"]))
+            for hit in found
+        ]
+        for leg, found in zip(search.legs, hits, strict=True)
+    ]
+    ranked = list(ranker.rank(query, legs))[options.offset : options.offset + search.limit]
+    return [one.node for one in ranked], [float(one.score or 0.0) for one in ranked]
+
+
+def _diverse(
+    query: VectorStoreQuery,
+    options: SearchOptions,
+    search: PreparedSearch,
+    hits: Sequence[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], list[float]]:
+    """Choose by maximal marginal relevance."""
+    column = search.layout.dense_column(query.embedding_field or search.layout.embedding_field)
+    chosen, scores = mmr(
+        np.asarray(query.query_embedding),
+        np.asarray([unpacked(hit["entity"][column.name], column.type, column.dim) for hit in hits]),
+        query.similarity_top_k,
+        _mmr_threshold(query, options),
+    )
+    return [hits[position] for position in chosen], scores
 
 
 def empty_result() -> VectorStoreQueryResult:

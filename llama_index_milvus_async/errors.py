@@ -10,6 +10,7 @@ each is also the built-in (or pymilvus) exception that callers already catch in 
     ├── QueryError (ValueError)                  a query that cannot be asked
     ├── CollectionError                          the collection does not fit the store
     ├── RowError (ValueError)                    a stored row that cannot become a node
+    ├── EncoderError (ValueError)                what a sparse embedding function returned
     ├── StoreClosedError                         the store was closed
     ├── LiteNotInstalledError (ImportError)      a `.db` URI without Milvus Lite
     └── ServerError (MilvusException)            Milvus refused, failed or did not answer
@@ -31,6 +32,7 @@ __all__ = [
     "AuthenticationError",
     "CollectionError",
     "ConfigurationError",
+    "EncoderError",
     "FilterError",
     "LiteFileError",
     "LiteNotInstalledError",
@@ -98,6 +100,10 @@ class CollectionError(MilvusVectorStoreError):
 
 class RowError(MilvusVectorStoreError, ValueError):
     """A row read from Milvus cannot be made a node."""
+
+
+class EncoderError(MilvusVectorStoreError, ValueError):
+    """A sparse embedding function returned what is no embedding."""
 
 
 class StoreClosedError(MilvusVectorStoreError):

@@ -9,7 +9,13 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, TypeVar
 
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, ValidationError
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_serializer,
+)
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
@@ -22,18 +28,18 @@ from llama_index.core.vector_stores.utils import (
     DEFAULT_EMBEDDING_KEY,
     DEFAULT_TEXT_KEY,
 )
-from pymilvus import AsyncMilvusClient, DataType, MilvusClient
+from pymilvus import AsyncMilvusClient, DataType, Function, MilvusClient
 
 from ._arguments import (
     check_consistency_level,
-    check_dense,
+    check_dense_fields,
     check_dim,
     check_distinct,
     check_metric,
+    check_modes,
     check_name,
     check_output_fields,
     check_positive,
-    check_ranker,
     check_scalar_fields,
     check_timeout,
     check_uri,
@@ -44,9 +50,11 @@ from ._arguments import (
 from ._backend import Address, Backend, Connections, Once, run_sync
 from ._coalescing import KindStats
 from ._core import Core, DeleteOptions, GetOptions, Overwrite, Ready, WriteOptions, make_ready
-from ._schema import CollectionSettings
-from ._search import SearchOptions, read_options
+from ._ranking import Ranker, ranker_of
+from ._schema import CollectionSettings, VectorField
+from ._search import SearchOptions, StoreOptions, read_options
 from .errors import ConfigurationError
+from .sparse import BM25BuiltInFunction, SparseEncoder
 
 T = TypeVar("T")
 
@@ -183,7 +191,8 @@ class MilvusVectorStore(BasePydanticVectorStore):
     embedding_field: str = DEFAULT_EMBEDDING_KEY
     enable_sparse: bool = False
     sparse_embedding_field: str = DEFAULT_SPARSE_EMBEDDING_KEY
-    sparse_embedding_function: Any = None
+    # Objects that cannot be written as JSON have to be given again.
+    sparse_embedding_function: Any = Field(default=None, exclude=True, repr=False)
     index_management: IndexManagement = IndexManagement.CREATE_IF_NOT_EXISTS
     batch_size: int = DEFAULT_BATCH_SIZE
     index_config: dict[str, Any] = Field(default_factory=dict)
@@ -192,18 +201,22 @@ class MilvusVectorStore(BasePydanticVectorStore):
     similarity_metric: str = "IP"
     consistency_level: str = "Session"
     output_fields: list[str] = Field(default_factory=list)
-    hybrid_ranker: str = "RRFRanker"
+    hybrid_ranker: Any = "RRFRanker"
     hybrid_ranker_params: dict[str, Any] = Field(default_factory=dict)
     use_async_client: bool = True
     id_field: str = DEFAULT_ID_FIELD
     timeout: float | None = DEFAULT_TIMEOUT
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
     coalesce: bool = True
+    dense_fields: dict[str, dict[str, Any]] = Field(default_factory=dict)
     client_options: dict[str, Any] = Field(default_factory=dict)
 
     _connections: Connections = PrivateAttr()
     _ready: Once[Ready] = PrivateAttr()
     _overwrite: Overwrite = PrivateAttr()
+    _ranker: Ranker = PrivateAttr()
+    _function: Function | None = PrivateAttr()
+    _encoder: SparseEncoder | None = PrivateAttr()
 
     def __init__(
         self,
@@ -231,7 +244,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
         similarity_metric: str = "IP",
         consistency_level: str = "Session",
         output_fields: list[str] | None = None,
-        hybrid_ranker: str = "RRFRanker",
+        hybrid_ranker: Any = "RRFRanker",
         hybrid_ranker_params: dict[str, Any] = {},  # noqa: B006 (upstream's default; never changed)
         use_async_client: bool = True,
         *,
@@ -239,6 +252,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
         timeout: float | None = DEFAULT_TIMEOUT,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         coalesce: bool = True,
+        dense_fields: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         client_options = {**kwargs.pop("client_options", {}), **kwargs}
@@ -257,11 +271,11 @@ class MilvusVectorStore(BasePydanticVectorStore):
             "text_key": check_name("text_key", text_key),
             "scalar_field_names": scalar_field_names,
             "scalar_field_types": check_scalar_fields(scalar_field_names, scalar_field_types),
-            "enable_dense": check_dense(enable_dense, enable_sparse),
-            "dim": check_dim(dim, overwrite),
+            "enable_dense": enable_dense,
+            "dim": check_dim(dim, required=overwrite and enable_dense),
             "embedding_field": check_name("embedding_field", embedding_field),
             "enable_sparse": enable_sparse,
-            "sparse_embedding_field": sparse_embedding_field,
+            "sparse_embedding_field": check_name("sparse_embedding_field", sparse_embedding_field),
             "sparse_embedding_function": sparse_embedding_function,
             "index_management": one_of("index_management", index_management, IndexManagement),
             "batch_size": check_positive("batch_size", batch_size),
@@ -272,22 +286,46 @@ class MilvusVectorStore(BasePydanticVectorStore):
             "consistency_level": check_consistency_level(consistency_level),
             "output_fields": check_output_fields(output_fields),
             "hybrid_ranker": hybrid_ranker,
-            "hybrid_ranker_params": check_ranker(hybrid_ranker, hybrid_ranker_params),
+            "hybrid_ranker_params": hybrid_ranker_params or {},
             "use_async_client": use_async_client,
             "id_field": check_name("id_field", id_field),
             "timeout": check_timeout(timeout),
             "max_in_flight": check_positive("max_in_flight", max_in_flight),
             "coalesce": coalesce,
+            "dense_fields": check_dense_fields(dense_fields),
             "client_options": client_options,
         }
+        check_modes(enable_dense, enable_sparse, sparse_embedding_function)
         check_distinct(arguments)
+        ranker = ranker_of(hybrid_ranker, hybrid_ranker_params, "hybrid_ranker")
         try:
             super().__init__(**arguments)
         except ValidationError as error:
             # Not chained: pydantic's text shows the values, and one may be a password.
             raise ConfigurationError(validation_message(error)) from None
         self._overwrite = Overwrite(pending=self.overwrite)
+        self._ranker = ranker
+        self._encode_sparse()
         self._connect_lazily()
+
+    def _encode_sparse(self) -> None:
+        """Decide who computes the sparse embeddings: a function of Milvus, or an encoder here."""
+        self._function, self._encoder = None, None
+        if not self.enable_sparse:
+            return
+        given = self.sparse_embedding_function
+        if given is None:
+            given = BM25BuiltInFunction(self.text_key, self.sparse_embedding_field)
+        if not isinstance(given, Function):
+            self._encoder = SparseEncoder.of(given)
+            return
+        if given.output_field_names != [self.sparse_embedding_field]:
+            raise ConfigurationError(
+                f"sparse_embedding_function writes {given.output_field_names}, and "
+                f"sparse_embedding_field is {self.sparse_embedding_field!r}; name the same field "
+                "in both"
+            )
+        self._function = given
 
     def _connect_lazily(self) -> None:
         address = Address(self.uri, self.token, self.password, self.client_options)
@@ -305,22 +343,38 @@ class MilvusVectorStore(BasePydanticVectorStore):
         )
 
     def _settings(self) -> CollectionSettings:
+        dense, sparse = [], None
+        if self.enable_dense:
+            kind, metric, config = DataType.FLOAT_VECTOR, self.similarity_metric, self.index_config
+            dense.append(VectorField(self.embedding_field, kind, self.dim, metric, config))
+        for name, settings in self.dense_fields.items():
+            config = {k: v for k, v in settings.items() if k not in ("dim", "type")}
+            kind, metric = settings["type"], settings["metric_type"]
+            dense.append(VectorField(name, kind, settings["dim"], metric, config))
+        if self.enable_sparse:
+            kind, config = DataType.SPARSE_FLOAT_VECTOR, self.sparse_index_config
+            metric = "BM25" if self._function is not None else "IP"
+            name, function = self.sparse_embedding_field, self._function
+            sparse = VectorField(name, kind, None, metric, config, function)
         return CollectionSettings(
             collection_name=self.collection_name,
             id_field=self.id_field,
             doc_id_field=self.doc_id_field,
             text_key=self.text_key,
-            embedding_field=self.embedding_field,
-            dim=self.dim,
-            metric=self.similarity_metric,
+            dense=dense,
+            sparse=sparse,
             scalar_fields=dict(
                 zip(self.scalar_field_names or (), self.scalar_field_types or (), strict=True)
             ),
-            index_config=self.index_config,
             create_index=self.index_management is IndexManagement.CREATE_IF_NOT_EXISTS,
             properties=self.collection_properties or {},
             consistency_level=self.consistency_level,
         )
+
+    @field_serializer("hybrid_ranker")
+    def _serialize_ranker(self, ranker: Any) -> str:
+        # An object cannot be written as JSON; its text is refused where a store is rebuilt of it.
+        return ranker if isinstance(ranker, str) else repr(ranker)
 
     # -- copies ------------------------------------------------------------------------------
 
@@ -662,9 +716,10 @@ class MilvusVectorStore(BasePydanticVectorStore):
             self._ready,
             upsert=self.upsert_mode,
             batch_size=self.batch_size,
-            consistency_level=self.consistency_level,
-            output_fields=self.output_fields,
-            search_config=self.search_config,
+            encoder=self._encoder,
+            options=StoreOptions(
+                self.consistency_level, self.output_fields, self.search_config, self._ranker
+            ),
         )
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymilvus import DataType
+from pymilvus.client.entity_helper import sparse_rows_to_proto
 from pymilvus.client.prepare import Prepare
 from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
@@ -26,6 +27,8 @@ FIELDS: list[dict[str, Any]] = [
     {"name": "weight", "type": DataType.FLOAT, "params": {}},
     {"name": "open", "type": DataType.BOOL, "params": {}},
     {"name": "embedding", "type": DataType.FLOAT_VECTOR, "params": {"dim": DIM}},
+    {"name": "sparse", "type": DataType.SPARSE_FLOAT_VECTOR, "params": {}},
+    {"name": "bm25", "type": DataType.SPARSE_FLOAT_VECTOR, "is_function_output": True},
 ]
 SCHEMA = {"fields": FIELDS, "enable_dynamic_field": True}
 
@@ -49,13 +52,15 @@ row = st.builds(
             "weight": finite,
             "open": st.booleans(),
             "embedding": st.lists(finite, min_size=DIM, max_size=DIM),
+            "sparse": st.dictionaries(st.integers(0, 2**32 - 2), finite, min_size=1, max_size=3),
         }
     ),
 )
 
 
 def build(message: Any, rows: list[dict[str, Any]], schema: Any = SCHEMA) -> Any:
-    builder = _insert_message._Builder(message, schema_pb2.FieldData, orjson.dumps)
+    parts = (message, schema_pb2.FieldData, orjson.dumps, sparse_rows_to_proto)
+    builder = _insert_message._Builder(*parts)
     return builder.build("books", rows, "p", schema, 7)
 
 
@@ -83,7 +88,7 @@ def test_a_message_equals_the_one_of_pymilvus(message: Any, rows: list[dict[str,
 @messages
 def test_arrays_are_packed_like_lists(message: Any) -> None:
     plain = {"id": "a", "text": "", "year": 1, "small": 1, "score": 0.5, "weight": 0.5}
-    rows = [{**plain, "open": True, "embedding": [1.0, 2.0, 3.0]}]
+    rows = [{**plain, "open": True, "embedding": [1.0, 2.0, 3.0], "sparse": {1: 0.5}}]
     arrays = [{**rows[0], "embedding": np.array([1, 2, 3], dtype=np.float32)}]
     assert build(message, arrays) == expected(message, rows)
 
@@ -97,6 +102,7 @@ GOOD: dict[str, Any] = {
     "weight": 0.5,
     "open": True,
     "embedding": [1.0, 2.0, 3.0],
+    "sparse": {7: 0.5},
 }
 
 
@@ -105,6 +111,8 @@ GOOD: dict[str, Any] = {
     [
         {"embedding": [1.0, 2.0]},
         {"embedding": None},
+        {"sparse": {-1: 0.5}},
+        {"sparse": None},
         {"year": "1999"},
         {"text": None},
         {"metadata": object()},
@@ -127,7 +135,7 @@ def test_a_missing_column_is_left_to_pymilvus() -> None:
         {"name": "d", "type": DataType.INT64, "default_value": 3},
         {"name": "a", "type": DataType.INT64, "auto_id": True},
         {"name": "tags", "type": DataType.ARRAY, "params": {}},
-        {"name": "sparse", "type": DataType.SPARSE_FLOAT_VECTOR, "params": {}},
+        {"name": "half", "type": DataType.FLOAT16_VECTOR, "params": {"dim": 3}},
     ],
     ids=lambda field: field["name"],
 )

@@ -1,0 +1,132 @@
+"""Dense vectors of every type that Milvus has: from lists of numbers and back.
+
+`FLOAT16_VECTOR` and `BFLOAT16_VECTOR` keep the nearest representable numbers, `INT8_VECTOR` takes
+integers in -128..127, `BINARY_VECTOR` bits, eight of which make a byte, the first the highest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from pymilvus import DataType
+
+#: Types of dense vectors, and the metrics that their indexes have
+#: (https://milvus.io/docs/metric.md).
+DENSE_METRICS: dict[DataType, tuple[str, ...]] = {
+    DataType.FLOAT_VECTOR: ("IP", "L2", "COSINE"),
+    DataType.FLOAT16_VECTOR: ("IP", "L2", "COSINE"),
+    DataType.BFLOAT16_VECTOR: ("IP", "L2", "COSINE"),
+    DataType.INT8_VECTOR: ("IP", "L2", "COSINE"),
+    DataType.BINARY_VECTOR: ("HAMMING", "JACCARD"),
+}
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+def is_finite(vector: Sequence[float] | npt.NDArray[Any]) -> bool:
+    """Whether every value is a finite 32-bit number.
+
+    The length of the vector bounds each value, is NaN or infinity where one is, and costs a tenth
+    of looking at each; only a length that cannot tell has them looked at.
+    """
+    if isinstance(vector, np.ndarray):
+        return bool(np.isfinite(vector).all())
+    try:
+        if math.hypot(*vector) <= FLOAT32_MAX:
+            return True
+        return all(abs(value) <= FLOAT32_MAX for value in vector)
+    except (TypeError, OverflowError):
+        return False
+
+
+def packed(vector: Any, kind: DataType, dim: int | None) -> Any:
+    """Check a vector and make of it what pymilvus takes for a column or a search.
+
+    Args:
+        vector: Numbers, as a list or an array of shape `(dim,)`; for a `BINARY_VECTOR` zeros and
+            ones, or `dim / 8` bytes.
+        kind: The type of the column.
+        dim: Its dimension.
+
+    Returns:
+        A list, an array or bytes.
+
+    Raises:
+        ValueError: The vector does not fit; the message goes on after "its embedding".
+    """
+    if kind == DataType.BINARY_VECTOR:
+        return _bits(vector, dim)
+    listed = isinstance(vector, list) and len(vector) == dim
+    if listed and kind == DataType.FLOAT_VECTOR and is_finite(vector):
+        return vector  # pymilvus packs a list of floats faster than an array
+    array = _array(vector)
+    if array.shape != (dim,):
+        shown = f"{len(array)} dimensions" if array.ndim == 1 else f"shape {array.shape}"
+        raise ValueError(f"has {shown}, the collection {dim}")
+    if not is_finite(array):
+        raise ValueError("has a value that is no finite 32-bit number (NaN, infinity)")
+    if kind == DataType.FLOAT_VECTOR:
+        return array
+    if kind == DataType.FLOAT16_VECTOR:
+        if np.abs(array).max(initial=0) > _FLOAT16_MAX:
+            raise ValueError(f"has a value beyond {_FLOAT16_MAX:g}, the most of 16 bits")
+        return array.astype(np.float16)
+    if kind == DataType.BFLOAT16_VECTOR:
+        return _bfloat16(array)
+    if (array != np.rint(array)).any() or array.min() < -128 or array.max() > 127:
+        raise ValueError("has a value that is no integer in -128..127")
+    return array.astype(np.int8)
+
+
+def unpacked(value: Any, kind: DataType, dim: int | None) -> list[float]:
+    """The numbers of a vector that pymilvus has read from a column."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
+        value = value[0]  # queries wrap the bytes of a vector, searches do not
+    if not isinstance(value, bytes):
+        return [float(number) for number in value]
+    numbers: npt.NDArray[Any]
+    if kind == DataType.BFLOAT16_VECTOR:
+        bits = np.frombuffer(value, dtype="<u2").astype(np.uint32) << 16
+        numbers = bits.view(np.float32)
+    elif kind == DataType.BINARY_VECTOR:
+        numbers = np.unpackbits(np.frombuffer(value, dtype=np.uint8), count=dim)
+    else:
+        numbers = np.frombuffer(value, "<f2" if kind == DataType.FLOAT16_VECTOR else np.int8)
+    return cast(list[float], numbers.astype(np.float64).tolist())
+
+
+def _array(vector: Any) -> npt.NDArray[np.float32]:
+    if isinstance(vector, np.ndarray) and vector.dtype.kind not in "fiu":
+        raise ValueError(f"is an array of {vector.dtype} and shape {vector.shape}")
+    try:
+        # One type for all, because pymilvus refuses float16 and keeps float64 as it is. What is
+        # too large becomes infinity, and is refused as such.
+        with np.errstate(over="ignore"):
+            return np.asarray(vector, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"is no list of numbers: {error}") from error
+
+
+def _bfloat16(array: npt.NDArray[np.float32]) -> bytes:
+    """The upper halves of the numbers' bits, rounded to the nearest, ties to even."""
+    bits = array.astype("<f4").view("<u4").astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return rounded.astype("<u2").tobytes()
+
+
+def _bits(vector: Any, dim: int | None) -> bytes:
+    if isinstance(vector, bytes):
+        if len(vector) * 8 != dim:
+            raise ValueError(f"has {len(vector) * 8} bits, the collection {dim}")
+        return vector
+    array = _array(vector)
+    if array.shape != (dim,):
+        raise ValueError(f"has {array.size} bits, the collection {dim}")
+    if not np.isin(array, (0, 1)).all():
+        raise ValueError("has a value that is neither 0 nor 1")
+    return np.packbits(array.astype(np.uint8)).tobytes()
