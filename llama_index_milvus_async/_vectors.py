@@ -25,6 +25,7 @@ DENSE_METRICS: dict[DataType, tuple[str, ...]] = {
 }
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+_NOT_FINITE = "has a value that is no finite 32-bit number (NaN, infinity)"
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -66,10 +67,11 @@ def packed(vector: Any, kind: DataType, dim: int | None) -> Any:
         return vector  # pymilvus packs a list of floats faster than an array
     array = _array(vector)
     if array.shape != (dim,):
-        shown = f"{len(array)} dimensions" if array.ndim == 1 else f"shape {array.shape}"
-        raise ValueError(f"has {shown}, the collection {dim}")
+        if array.ndim == 1:
+            raise ValueError(f"has {len(array)} dimensions, the collection {dim}")
+        raise ValueError(f"has numbers of {np.asarray(vector).dtype} in shape {array.shape}")
     if not is_finite(array):
-        raise ValueError("has a value that is no finite 32-bit number (NaN, infinity)")
+        raise ValueError(_NOT_FINITE)
     if kind == DataType.FLOAT_VECTOR:
         return array
     if kind == DataType.FLOAT16_VECTOR:
@@ -108,6 +110,8 @@ def _array(vector: Any) -> npt.NDArray[np.float32]:
         # too large becomes infinity, and is refused as such.
         with np.errstate(over="ignore"):
             return np.asarray(vector, dtype=np.float32)
+    except OverflowError:  # an integer that no float is large enough for
+        raise ValueError(_NOT_FINITE) from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"is no list of numbers: {error}") from error
 

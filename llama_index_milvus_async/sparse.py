@@ -431,8 +431,6 @@ def _async_twin(encoder: Any, name: str, blocking: str) -> Callable[..., Awaitab
     Such a class is recognized by its blocking method, which is still abstract.
     """
     twin: Callable[..., Awaitable[Any]] | None = getattr(encoder, name, None)
-    if not callable(twin):
-        return None
     if name not in getattr(encoder, "__dict__", {}):
         for defining in type(encoder).__mro__:
             if name in vars(defining):

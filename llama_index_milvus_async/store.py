@@ -50,7 +50,7 @@ from ._arguments import (
 from ._backend import Address, Backend, Connections, Once, run_sync
 from ._coalescing import KindStats
 from ._core import Core, DeleteOptions, GetOptions, Overwrite, Ready, WriteOptions, make_ready
-from ._ranking import Ranker, ranker_of
+from ._ranking import Ranker, Weighted, ranker_of
 from ._schema import CollectionSettings, VectorField
 from ._search import SearchOptions, StoreOptions, read_options
 from .errors import ConfigurationError
@@ -120,14 +120,23 @@ class MilvusVectorStore(BasePydanticVectorStore):
         enable_dense: Whether nodes have dense embeddings.
         dim: Dimension of the embeddings. Needed where the collection is created.
         embedding_field: Column of the embeddings.
-        enable_sparse: Not supported by this version; must be `False`.
+        enable_sparse: Whether nodes have sparse embeddings, for the modes `SPARSE`,
+            `TEXT_SEARCH` and `HYBRID`. Needs Milvus 2.4, or Milvus Lite.
         sparse_embedding_field: Column of the sparse embeddings.
-        sparse_embedding_function: Encoder of sparse embeddings.
+        sparse_embedding_function: Who computes them: Milvus itself by a
+            [`BM25BuiltInFunction`][llama_index_milvus_async.sparse.BM25BuiltInFunction] over
+            `text_key`, which is the default and needs Milvus 2.5; or this side, by a
+            [`BaseSparseEmbeddingFunction`][llama_index_milvus_async.sparse.BaseSparseEmbeddingFunction],
+            LlamaIndex' `BaseSparseEmbedding`, or a pair of functions (plain or `async`) that
+            make of a list of texts a list of `{index: value}`, of queries and of documents.
+            It is called once for the texts of a batch, one call at a time, and never on the
+            event loop unless it is asynchronous. Dumps leave it out.
         index_management: Whether to create a missing index.
         batch_size: Most rows of one insert; its bytes are bounded besides.
         index_config: `index_type` (default `"FLAT"`), `metric_type` and the parameters of the
             dense index.
-        sparse_index_config: The same for the sparse index.
+        sparse_index_config: The same for the sparse index (default
+            `"SPARSE_INVERTED_INDEX"`; metric `"BM25"` for Milvus' function, `"IP"` otherwise).
         search_config: Search parameters of the dense index, such as `{"ef": 64}`.
         similarity_metric: `"IP"`, `"L2"` (or `"euclidean"`) or `"COSINE"`. Similarities rise
             with relevance for each; for L2 they are `1 / (1 + squared distance)`.
@@ -136,13 +145,22 @@ class MilvusVectorStore(BasePydanticVectorStore):
         output_fields: Fields to fetch with each hit. Naming `embedding_field` returns nodes
             with their embeddings. For rows that were not written through LlamaIndex they are
             the metadata, which is every scalar field by default.
-        hybrid_ranker: `"RRFRanker"` or `"WeightedRanker"`.
-        hybrid_ranker_params: `{"k": 60}` or `{"weights": [1.0, 1.0]}`.
+        hybrid_ranker: How the legs of a hybrid search become one list: `"RRFRanker"`,
+            `"WeightedRanker"`, a pymilvus ranker or `Function` of type `RERANK`, or a callable
+            that runs here and takes the query and a list of `NodeWithScore` for each leg.
+        hybrid_ranker_params: `{"k": 60}`, or `{"weights": [1.0, 1.0], "norm_score": True}`:
+            dense and sparse, in 0..1.
         use_async_client: Without it, the asynchronous methods run the blocking client in a
             thread.
         id_field: Column of the node ids, the primary key.
         timeout: Seconds for each RPC; `None` is pymilvus' own retrying without an end.
         max_in_flight: RPCs under way at once on each event loop.
+        dense_fields: Further dense embeddings: column name to settings, `dim` and optionally
+            `metric_type`, `type` (`DataType.FLOAT_VECTOR`, `FLOAT16_VECTOR`, `BFLOAT16_VECTOR`,
+            `INT8_VECTOR` or `BINARY_VECTOR`), `index_type` and parameters of the index. A node
+            carries such an embedding in its metadata, under the column's name; there it is
+            neither stored nor returned, unless `output_fields` names it. With
+            `enable_dense=False` the first one is that of `node.embedding`.
         coalesce: Asynchronous calls that wait at the same time and ask for the same kind of
             thing share RPCs. `False` sends each on its own.
         **kwargs: Passed to the pymilvus clients: `db_name`, `user`, `password`, `secure`,
@@ -298,6 +316,11 @@ class MilvusVectorStore(BasePydanticVectorStore):
         check_modes(enable_dense, enable_sparse, sparse_embedding_function)
         check_distinct(arguments)
         ranker = ranker_of(hybrid_ranker, hybrid_ranker_params, "hybrid_ranker")
+        if isinstance(ranker, Weighted) and len(ranker.weights) != 2 and not dense_fields:
+            raise ConfigurationError(
+                f"hybrid_ranker_params has {len(ranker.weights)} weights; a hybrid search has two "
+                "legs, dense and sparse, and needs a weight for each"
+            )
         try:
             super().__init__(**arguments)
         except ValidationError as error:
@@ -637,20 +660,31 @@ class MilvusVectorStore(BasePydanticVectorStore):
         `milvus_scalar_filters`, all apply: a node has to pass each.
 
         Args:
-            query: Mode `DEFAULT` or `MMR`, with `query_embedding` and a `similarity_top_k` of 1
-                to 16,384. `embedding_field` and `output_fields` replace the store's.
+            query: `DEFAULT` and `MMR` need `query_embedding`, `SPARSE` and `TEXT_SEARCH`
+                `query_str`, `HYBRID` both. Numbers of hits are 1 to 16,384. `SPARSE` and
+                `TEXT_SEARCH` return `sparse_top_k`, `HYBRID` returns `hybrid_top_k`, where they
+                are given, and `similarity_top_k` otherwise; the legs of a hybrid search fetch
+                `similarity_top_k` and `sparse_top_k` candidates at least. `alpha` weighs them, 1
+                being dense alone and 0 sparse alone; without it the ranker decides.
+                `embedding_field` and `output_fields` replace the store's.
             **kwargs: `milvus_partition_names` (str or list); `milvus_scalar_filters`;
-                `milvus_search_config` (dict) in place of the store's `search_config`;
-                `string_expr` (str), a Milvus boolean expression; `mmr_threshold` (0..1), and
-                `mmr_prefetch_factor` or `mmr_prefetch_k` for the candidates of MMR;
-                `consistency_level` (str); `timeout` (float), seconds for each RPC.
+                `milvus_search_config` (dict) in place of the store's `search_config`, also with
+                `radius` and `range_filter`; `sparse_search_config`, the same for the sparse
+                field; `milvus_ranker`, in place of the store's `hybrid_ranker`; `hybrid_fields`
+                (list), the dense fields of a hybrid search; `string_expr` (str), a Milvus
+                boolean expression; `offset` (int), hits to skip; `group_by_field` (str),
+                `group_size` (int) and `strict_group_size` (bool); `score_threshold` (float), the
+                least similarity; `mmr_threshold` (0..1), and `mmr_prefetch_factor` or
+                `mmr_prefetch_k` for the candidates of MMR, which `mmr_over="hybrid"` finds by a
+                hybrid search; `consistency_level` (str); `timeout` (float), seconds for each RPC.
 
         Returns:
-            Nodes, similarities and ids, best first, at most top k. Similarities rise with
-            relevance for every metric; for MMR they are the scores of the choice.
+            Nodes, similarities and ids, best first. Similarities rise with relevance for every
+            metric; for `HYBRID` they are the ranker's scores, for `MMR` those of the choice.
 
         Raises:
             QueryError: The mode is not supported, or lacks what it needs.
+            EncoderError: The sparse embedding function returned what is no embedding.
             FilterError: A filter cannot be expressed.
             RowError: A row holds no readable node.
             ServerError: Milvus refused or could not be reached.
@@ -696,8 +730,9 @@ class MilvusVectorStore(BasePydanticVectorStore):
     def stats(self) -> dict[str, KindStats]:
         """Counts of the asynchronous calls since the store was built, by kind of request.
 
-        Kinds are `"insert"` (upserts included), `"search"`, `"get"` (by ids) and `"delete"` (of
-        documents). `calls` is what was asked, `rpcs` what was sent; see
+        Kinds are `"insert"` (upserts included), `"search"`, `"hybrid"`, `"get"` (by ids),
+        `"delete"` (of documents) and `"encode"` (texts to sparse embeddings; its RPCs are calls
+        of the encoder). `calls` is what was asked, `rpcs` what was sent; see
         [`KindStats`][llama_index_milvus_async.KindStats]. Does not block.
         """
         return self._connections.stats()

@@ -17,6 +17,7 @@ from pymilvus import DataType
 
 from llama_index_milvus_async import IndexManagement, MilvusVectorStore
 from llama_index_milvus_async.errors import ConfigurationError, MilvusVectorStoreError
+from llama_index_milvus_async.sparse import BM25BuiltInFunction
 
 # The signature of upstream 1.2.0: names, order and defaults.
 UPSTREAM = {
@@ -48,7 +49,13 @@ UPSTREAM = {
     "hybrid_ranker_params": {},
     "use_async_client": True,
 }
-NEW = {"id_field": "id", "timeout": 60, "max_in_flight": 8, "coalesce": True}
+NEW = {
+    "id_field": "id",
+    "timeout": 60,
+    "max_in_flight": 8,
+    "coalesce": True,
+    "dense_fields": None,
+}
 
 SECRETS = {"token": "root:topsecret", "password": "hunter22"}
 # Every argument, with a value that is not its default where another is allowed.
@@ -281,8 +288,19 @@ def test_repr_and_str_show_address_and_collection():
         ({"dim": "384"}, r"dim is '384'; it must be an integer"),
         ({"dim": True}, r"dim is True; it must be an integer"),
         ({"overwrite": True}, r"dim is missing: overwrite=True creates a new collection"),
-        ({"enable_sparse": True}, r"enable_sparse=True: .* not supported by this version"),
-        ({"enable_dense": False}, r"enable_dense=False leaves nothing to search"),
+        ({"enable_dense": False}, r"enable_dense=False .* leave nothing to search"),
+        (
+            {"sparse_embedding_function": BM25BuiltInFunction()},
+            r"sparse_embedding_function has no effect without enable_sparse=True",
+        ),
+        (
+            {"enable_sparse": True, "sparse_embedding_function": object()},
+            r"sparse_embedding_function is a value of type object; it must be a function of Milvus",
+        ),
+        (
+            {"enable_sparse": True, "sparse_embedding_function": BM25BuiltInFunction("text", "x")},
+            r"sparse_embedding_function writes \['x'\]",
+        ),
         (
             {"index_management": "sometimes"},
             r"index_management is 'sometimes'; it must be one of "
@@ -312,17 +330,17 @@ def test_repr_and_str_show_address_and_collection():
         ({"hybrid_ranker_params": "k"}, r"hybrid_ranker_params is 'k'; it must be a dictionary"),
         (
             {"hybrid_ranker_params": {"weights": [1, 1]}},
-            r"hybrid_ranker_params has \['weights'\]; RRFRanker takes only 'k'",
+            r"hybrid_ranker_params has \['weights'\]; RRFRanker takes \['k'\]",
         ),
         ({"hybrid_ranker_params": {"k": 0}}, r"has k=0; it must be a number in \(0, 16384\)"),
         ({"hybrid_ranker_params": {"k": "1"}}, r"has k='1'; it must be a number in"),
         (
             {"hybrid_ranker": "WeightedRanker", "hybrid_ranker_params": {"weights": [1]}},
-            r"has weights=\[1\]; they must be two numbers in 0\.\.1",
+            r"has 1 weights; a hybrid search has two legs",
         ),
         (
             {"hybrid_ranker": "WeightedRanker", "hybrid_ranker_params": {"weights": [1, 2]}},
-            r"has weights=\[1, 2\]; they must be two numbers in 0\.\.1",
+            r"has weights=\[1, 2\]; they must be numbers in 0\.\.1",
         ),
         ({"timeout": 0}, r"timeout is 0; it must be a number of seconds above 0, or None"),
         ({"timeout": "5"}, r"timeout is '5'; it must be a number of seconds above 0, or None"),

@@ -215,9 +215,9 @@ async def test_mmr_through_the_retriever_avoids_what_it_has_found(store, colour)
     assert found[1] == "bread"
 
 
-async def test_a_mode_that_is_not_supported_is_no_dense_search(index, colour):
+async def test_a_mode_that_the_store_is_not_made_for_is_no_dense_search(index, colour):
     retriever = index.as_retriever(vector_store_query_mode="hybrid")
-    with pytest.raises(QueryError, match="supported are DEFAULT, MMR"):
+    with pytest.raises(QueryError, match="pass enable_sparse=True"):
         await call(colour, retriever, "retrieve", QUESTION_ABOUT_CHESS)
 
 

@@ -60,7 +60,8 @@ def layout(*columns: Column, dynamic: bool = True, **parts: Any) -> Layout:
         "auto_id": False,
         "doc_id_field": "doc_id",
         "text_key": "text",
-        "embedding_field": "embedding",
+        "dense_fields": ("embedding",),
+        "sparse_field": None,
         "dynamic": dynamic,
         "dialect": Dialect.parse("v2.3.5"),
     }
@@ -431,7 +432,6 @@ def test_metadata_that_contains_itself_is_a_problem():
             "above 32 bits, cancelling": [1e39, -1e39],
             "integer above 64 bits": [10**400, 0],
             "none": [None, 1.0],
-            "text": ["a", "b"],
             "array with NaN": np.array([math.nan, 0.0]),
             "array above 32 bits": np.array([1e39, 0.0]),
             "float16 infinity": np.array([math.inf, 0.0], dtype=np.float16),
@@ -442,6 +442,12 @@ def test_an_embedding_of_no_finite_32_bit_numbers_is_a_problem(embedding):
     node = text_node().model_copy(update={"embedding": embedding})
     (problem,) = problems(node)
     assert "finite" in problem
+
+
+def test_an_embedding_of_texts_is_a_problem():
+    node = text_node().model_copy(update={"embedding": ["a", "b"]})
+    (problem,) = problems(node)
+    assert "its embedding is no list of numbers" in problem
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -328,6 +328,17 @@ async def test_an_asynchronous_attribute_that_is_none_is_not_called():
     assert encoder.calls.methods == ["encode_queries"]
 
 
+async def test_of_two_coroutine_functions_the_asynchronous_method_is_awaited():
+    class Two(CoroutineMethods):
+        async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
+            return self.calls.add("async_encode_queries", queries, -1)
+
+    encoder = Two()
+    assert await SparseEncoder.of(encoder).aencode(TEXTS, queries=True) == QUERIES
+    assert SparseEncoder.of(encoder).encode(TEXTS, queries=True) == QUERIES
+    assert encoder.calls.methods == 2 * ["async_encode_queries"]
+
+
 async def test_one_overridden_method_of_two():
     class One(OfInlineTwins):
         async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
@@ -394,10 +405,13 @@ async def test_an_encoder_that_changes_its_list_is_told_apart_from_the_callers()
     def pop_all(texts: list[str]) -> list[dict[int, float]]:
         return [{len(texts.pop(0)): -1.0} for _ in range(len(texts))]
 
-    encoder = SparseEncoder.of((pop_all, pop_all))
+    async def async_pop_all(texts: list[str]) -> list[dict[int, float]]:
+        return pop_all(texts)
+
     texts = list(TEXTS)
-    assert encoder.encode(texts, queries=True) == QUERIES
-    assert await encoder.aencode(texts, queries=True) == QUERIES
+    for encoder in map(SparseEncoder.of, [(pop_all, pop_all), (async_pop_all, async_pop_all)]):
+        assert encoder.encode(texts, queries=True) == QUERIES
+        assert await encoder.aencode(texts, queries=True) == QUERIES
     assert texts == TEXTS
 
 
@@ -667,6 +681,8 @@ def test_32_bits_of_value():
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, max_value=1.0, min_value=-1.0))
+@example(2.0**-150)
+@example(math.nextafter(2.0**-150, 1))
 def test_zero_is_what_32_bits_hold_as_zero(value):
     kept = sparse_vector({1: value, 2: 1.0})
     assert (1 in kept) == bool(np.float32(value))
