@@ -15,15 +15,15 @@ VENV := .venv
 VENV26 := .venv-pymilvus26
 VENVBENCH := .venv-bench
 # With the older line run the tests that meet the client, the others would repeat themselves.
-NOT_WITH_26 := benchmarks coalescing examples filters filters_engines harness ranking rows \
-	upstream_compatibility
+NOT_WITH_26 := benchmarks coalescing examples filters filters_engines harness rankers ranking \
+	retrieval_quality retrievers rows slices sparse upstream_compatibility
 # On standalone, where a collection takes seconds to make, those that matter most.
 STANDALONE_WITH_26 := add coalesced_operations insert_message llama_index
 INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench test test-pymilvus30 test-pymilvus26 lint types format clean
+.PHONY: help demo bench quality test test-pymilvus30 test-pymilvus26 lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ demo: $(VENV)/.installed-demo ## install the demo's requirements and run it
 
 bench: $(VENVBENCH)/.installed ## compare with upstream and the raw client; 20 minutes
 	$(VENVBENCH)/bin/python -m benchmarks $(BENCH_ARGS)
+
+quality: $(VENV)/.installed-demo ## recall and nDCG of dense, full-text and hybrid retrieval
+	$(VENV)/bin/python -m benchmarks.retrieval
 
 test: lint types test-pymilvus30 test-pymilvus26 ## lint, types, and the tests with both lines of pymilvus
 

@@ -5,7 +5,6 @@ Pure functions on numbers; vectors are numpy arrays of shape `(candidates, dimen
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -67,20 +66,10 @@ class Rrf:
         """The ranker as pymilvus takes it."""
         return RRFRanker(self.k)
 
-    def fuse(
-        self, legs: Sequence[Sequence[tuple[Id, float]]], metrics: Sequence[str]
-    ) -> list[tuple[Id, float]]:
-        """Fuse hits: id and distance of each, best first, in; id and fused score out."""
-        scores: dict[Id, float] = {}
-        for leg in legs:
-            for rank, (one, _) in enumerate(leg, start=1):
-                scores[one] = scores.get(one, 0.0) + 1.0 / (self.k + rank)
-        return _best_first(scores)
-
 
 @dataclass(frozen=True)
 class Weighted:
-    """A weighted sum of the legs' similarities.
+    """A weighted sum of the legs' scores.
 
     With `normalize` each is brought into 0..1 first, by Milvus' formulas
     (https://milvus.io/docs/weighted-ranker.md): `(1 + s) / 2` for COSINE, `1/2 + atan(s) / π` for
@@ -94,16 +83,32 @@ class Weighted:
         """The ranker as pymilvus takes it."""
         return WeightedRanker(*self.weights, norm_score=self.normalize)
 
+
+@dataclass(frozen=True)
+class RelativeScore:
+    """A weighted sum of the legs' similarities, each leg's brought to 0..1 by its least and most.
+
+    What LlamaIndex means by `alpha` (`relative_score_fusion` of its Qdrant store). Milvus'
+    normalization does not look at the hits at hand: by it the worst hit of BM25 beats the best of
+    COSINE, and a weight of one half is BM25 alone. Milvus cannot compute this one.
+    """
+
+    weights: tuple[float, ...]
+
     def fuse(
         self, legs: Sequence[Sequence[tuple[Id, float]]], metrics: Sequence[str]
     ) -> list[tuple[Id, float]]:
         """Fuse hits: id and distance of each, best first, in; id and fused score out."""
         scores: dict[Id, float] = {}
         for leg, metric, weight in zip(legs, metrics, self.weights, strict=True):
-            for one, distance in leg:
-                score = normalized(metric, distance) if self.normalize else distance
-                scores[one] = scores.get(one, 0.0) + weight * score
-        return _best_first(scores)
+            similarities = [similarity(metric, distance) for _, distance in leg]
+            least = min(similarities, default=0.0)
+            spread = max(similarities, default=0.0) - least
+            for (one, _), score in zip(leg, similarities, strict=True):
+                relative = (score - least) / spread if spread else 1.0
+                scores[one] = scores.get(one, 0.0) + weight * relative
+        # Stable: of equal scores the one that an earlier leg found first comes first.
+        return sorted(scores.items(), key=lambda hit: -hit[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,18 +129,7 @@ class CallableRanker:
     rank: ClientRanker
 
 
-Ranker = Rrf | Weighted | ServerRanker | CallableRanker
-
-
-def normalized(metric: str, distance: float) -> float:
-    """Bring a distance of Milvus into 0..1, rising with relevance."""
-    if metric == "COSINE":
-        return (1.0 + distance) / 2.0
-    if metric == "IP":
-        return 0.5 + math.atan(distance) / math.pi
-    if metric == "BM25":
-        return 2.0 * math.atan(abs(distance)) / math.pi
-    return 1.0 - 2.0 * math.atan(distance) / math.pi
+Ranker = Rrf | Weighted | RelativeScore | ServerRanker | CallableRanker
 
 
 def ranker_of(value: Any, params: Any, argument: str) -> Ranker:
@@ -220,11 +214,6 @@ def check_weights(ranker: Ranker, legs: Sequence[str]) -> None:
             f"the ranker has {len(ranker.weights)} weights and the query searches {len(legs)} "
             f"fields, {list(legs)}; pass one weight for each"
         )
-
-
-def _best_first(scores: Mapping[Id, float]) -> list[tuple[Id, float]]:
-    # Stable: of equal scores the one that an earlier leg found first comes first.
-    return sorted(scores.items(), key=lambda hit: -hit[1])
 
 
 def mmr(

@@ -23,9 +23,8 @@ from . import _filters
 from ._ranking import (
     CallableRanker,
     Ranker,
-    Rrf,
+    RelativeScore,
     ServerRanker,
-    Weighted,
     check_weights,
     mmr,
     ranker_of,
@@ -177,7 +176,7 @@ class PreparedSearch:
         legs: Its searches: one, or those of a hybrid search.
         hybrid: The request that has Milvus fuse the legs; `None` for one leg, and where they are
             searched each on its own and fused here.
-        ranker: Fuses the legs here.
+        ranker: How the legs are fused.
         limit: How many hits remain of those fused here.
         layout: The collection.
         reader: Makes nodes of the hits.
@@ -201,6 +200,8 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
         supported = ", ".join(mode.name for mode in SUPPORTED_MODES)
         raise QueryError(f"mode {query.mode!s} is not supported; supported are {supported}")
     mode = VectorStoreQueryMode(query.mode)
+    if options.milvus_ranker is not None and query.alpha is not None:
+        raise QueryError("alpha and milvus_ranker both say how to rank; pass one of them")
     if options.mmr_over not in ("dense", "hybrid"):
         raise QueryError(f"mmr_over is {options.mmr_over!r}; it must be 'dense' or 'hybrid'")
     check_top_k("similarity_top_k", query.similarity_top_k)
@@ -337,28 +338,11 @@ def prepare_search(
         legs.append(_sparse_leg(query, options, layout, sparse, limit, build))
 
     fetched = _fetched(query, layout, reader, field)
-    if not is_hybrid(query, options):
-        request = replace(legs[0].request, output_fields=fetched)
-        exhaustive = legs[0].exhaustive
-        if exhaustive is not None:
-            exhaustive = replace(exhaustive, output_fields=fetched)
-        legs = [replace(legs[0], request=request, exhaustive=exhaustive)]
-        return PreparedSearch(tuple(legs), None, store.ranker, limit, layout, reader)
     ranker = _ranker(query, options, store.ranker, legs)
-    check_weights(ranker, [leg.request.field_name for leg in legs])
-    if isinstance(ranker, CallableRanker) and query.mode == _Mode.MMR:
-        raise QueryError("mmr_over='hybrid' takes no callable as ranker; pass another ranker")
-    if isinstance(ranker, CallableRanker) or not layout.dialect.has_several_vectors:
-        if isinstance(ranker, ServerRanker):
-            raise QueryError(
-                f"the ranker is a function of Milvus, and {layout.dialect} has no hybrid search; "
-                "pass RRFRanker, WeightedRanker or a callable"
-            )
-        # Fused here, so that each leg needs the rows, and the skipping comes after the fusion.
-        legs = [
-            replace(leg, request=replace(leg.request, output_fields=fetched, options=()))
-            for leg in legs
-        ]
+    if len(legs) == 1 or isinstance(ranker, (CallableRanker, RelativeScore)):
+        # Ranked here, so that each leg needs the rows, and the skipping comes after the fusion.
+        paging = options.request_options if len(legs) == 1 else ()
+        legs = [_with_rows(leg, fetched, paging) for leg in legs]
         return PreparedSearch(tuple(legs), None, ranker, limit, layout, reader)
     hybrid = HybridSearch(
         collection_name=layout.collection_name,
@@ -373,6 +357,15 @@ def prepare_search(
         one_at_a_time=layout.dialect.is_lite,
     )
     return PreparedSearch(tuple(legs), hybrid, ranker, limit, layout, reader)
+
+
+def _with_rows(leg: Leg, fetched: tuple[str, ...], options: tuple[tuple[str, Any], ...]) -> Leg:
+    """A leg whose hits come with their rows."""
+    request = replace(leg.request, output_fields=fetched, options=options)
+    exhaustive = leg.exhaustive
+    if exhaustive is not None:
+        exhaustive = replace(exhaustive, output_fields=fetched, options=options)
+    return replace(leg, request=request, exhaustive=exhaustive)
 
 
 def _hybrid_leg(leg: Leg) -> Search:
@@ -483,15 +476,24 @@ def _sparse_leg(
 def _ranker(
     query: VectorStoreQuery, options: SearchOptions, default: Ranker, legs: Sequence[Leg]
 ) -> Ranker:
-    if options.milvus_ranker is not None:
-        return ranker_of(options.milvus_ranker, None, "milvus_ranker")
-    if query.alpha is None:
-        return default
     if len(legs) == 1:
-        return Weighted((1.0,))
-    # LlamaIndex: 1 is dense alone, 0 sparse alone. Several dense fields share the dense weight.
-    dense = [query.alpha / (len(legs) - 1)] * (len(legs) - 1)
-    return Weighted((*dense, 1.0 - query.alpha))
+        return default  # nothing to fuse
+    ranker = default
+    if options.milvus_ranker is not None:
+        ranker = ranker_of(options.milvus_ranker, None, "milvus_ranker")
+    elif query.alpha is not None:
+        # Several dense fields share the dense weight.
+        dense = [query.alpha / (len(legs) - 1)] * (len(legs) - 1)
+        ranker = RelativeScore((*dense, 1.0 - query.alpha))
+    check_weights(ranker, [leg.request.field_name for leg in legs])
+    if options.group_by_field is not None and isinstance(ranker, (CallableRanker, RelativeScore)):
+        raise QueryError(
+            "group_by_field: a hybrid search groups where Milvus ranks; leave alpha out and pass "
+            "no callable as ranker"
+        )
+    if isinstance(ranker, CallableRanker) and query.mode == _Mode.MMR:
+        raise QueryError("mmr_over='hybrid' takes no callable as ranker; pass another ranker")
+    return ranker
 
 
 def _vector(embedding: Any, field: str, column: Column) -> Any:
@@ -563,10 +565,10 @@ def build_result(
     def node(hit: Mapping[str, Any]) -> BaseNode:
         return search.reader.node({**hit["entity"], key: hit[key]})
 
-    if is_hybrid(query, options) and isinstance(search.ranker, CallableRanker):
+    if len(hits) > 1 and isinstance(search.ranker, CallableRanker):
         nodes, scores = _ranked(query, options, search, hits, search.ranker, node)
     else:
-        found, scores = _scored(query, options, search, hits)
+        found, scores = _scored(options, search, hits)
         if query.mode == _Mode.MMR and found:
             found, scores = _diverse(query, options, search, found)
         nodes = [node(hit) for hit in found]
@@ -579,23 +581,20 @@ def build_result(
 
 
 def _scored(
-    query: VectorStoreQuery,
     options: SearchOptions,
     search: PreparedSearch,
     hits: Sequence[Sequence[Mapping[str, Any]]],
 ) -> tuple[list[Mapping[str, Any]], list[float]]:
     """The hits of the result and their similarities."""
-    if search.hybrid is not None:
+    if len(hits) == 1:
         found = list(hits[0])
-        return found, [float(hit["distance"]) for hit in found]
-    if not is_hybrid(query, options):
-        found = list(hits[0])
+        if search.hybrid is not None:
+            return found, [float(hit["distance"]) for hit in found]
         return found, [similarity(search.legs[0].metric, hit["distance"]) for hit in found]
     key = search.layout.primary_key
     by_id = {hit[key]: hit for leg in hits for hit in leg}
     pairs = [[(hit[key], hit["distance"]) for hit in leg] for leg in hits]
-    metrics = [leg.metric for leg in search.legs]
-    fused = cast(Rrf | Weighted, search.ranker).fuse(pairs, metrics)
+    fused = cast(RelativeScore, search.ranker).fuse(pairs, [leg.metric for leg in search.legs])
     fused = fused[options.offset : options.offset + search.limit]
     return [by_id[one] for one, _ in fused], [score for _, score in fused]
 

@@ -664,8 +664,9 @@ class MilvusVectorStore(BasePydanticVectorStore):
                 `query_str`, `HYBRID` both. Numbers of hits are 1 to 16,384. `SPARSE` and
                 `TEXT_SEARCH` return `sparse_top_k`, `HYBRID` returns `hybrid_top_k`, where they
                 are given, and `similarity_top_k` otherwise; the legs of a hybrid search fetch
-                `similarity_top_k` and `sparse_top_k` candidates at least. `alpha` weighs them, 1
-                being dense alone and 0 sparse alone; without it the ranker decides.
+                `similarity_top_k` and `sparse_top_k` candidates at least. `alpha` weighs their
+                scores, each leg's relative to its least and most, 1 being dense alone and 0
+                sparse alone; without it the ranker decides.
                 `embedding_field` and `output_fields` replace the store's.
             **kwargs: `milvus_partition_names` (str or list); `milvus_scalar_filters`;
                 `milvus_search_config` (dict) in place of the store's `search_config`, also with

@@ -90,6 +90,7 @@ ARGUMENTS = {
     "timeout": None,
     "max_in_flight": 3,
     "coalesce": False,
+    "dense_fields": {"image": {"dim": 4, "type": DataType.FLOAT_VECTOR, "metric_type": "L2"}},
 }
 CLIENT_OPTIONS = {
     "db_name": "library",

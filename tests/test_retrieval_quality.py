@@ -206,24 +206,7 @@ def test_fused_ranks_are_not_behind_where_both_halves_can_answer(measured: dict[
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "mode",
-    [
-        pytest.param(
-            "hybrid",
-            marks=pytest.mark.xfail(
-                reason="BM25 finds nothing for the paraphrases, and its hits take every other rank",
-                strict=False,  # 0.02 are missing, which another model may make good
-            ),
-        ),
-        pytest.param(
-            "hybrid_alpha",
-            marks=pytest.mark.xfail(
-                reason="as Milvus normalises, 10 hits of BM25 all come before the best dense one"
-            ),
-        ),
-    ],
-)
-def test_hybrid_search_is_not_behind_its_better_half(measured: dict[str, Any], mode: str) -> None:
+def test_hybrid_search_is_not_behind_its_better_half(measured: dict[str, Any]) -> None:
+    """With `alpha`; reciprocal rank fusion gives every other rank to BM25, whatever it found."""
     gains = gains_of(measured, KINDS)
-    assert gains[mode] >= max(gains["dense"], gains["bm25"]) - TOLERANCE, gains
+    assert gains["hybrid_alpha"] >= max(gains["dense"], gains["bm25"]) - TOLERANCE, gains
