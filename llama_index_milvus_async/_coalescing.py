@@ -37,8 +37,9 @@ import random
 import time
 from bisect import insort
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from contextvars import Context, copy_context
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -57,6 +58,24 @@ LONGEST_PAUSE = 5.0
 #: How often an item without a deadline is sent again after refusals for overload: the pauses add
 #: up to some 15 seconds. Items with a deadline are sent again until it passes.
 MAX_RESENDS = 9
+
+
+_shares: ContextVar[dict[str, int] | None] = ContextVar("shares", default=None)
+
+
+@contextmanager
+def noting_shares() -> Iterator[dict[str, int]]:
+    """Note, for what is submitted inside, how many items the calls that carried it had.
+
+    Yields:
+        Name of the kind to the most items of a call.
+    """
+    shares: dict[str, int] = {}
+    token = _shares.set(shares)
+    try:
+        yield shares
+    finally:
+        _shares.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +164,7 @@ class _Entry:
     place: _Entries | None = None  # where it waits or travels; None once settled
     batch: _Batch | None = None  # the call that it travels in
     refusals: int = 0  # for overload
+    companions: int = 0  # items of the call that it last travelled in, itself included
     result: Any = None
     error: BaseException | None = None
 
@@ -296,6 +316,8 @@ class Coalescer:
         finally:
             if timer is not None:
                 timer.cancel()
+        if (shares := _shares.get()) is not None:
+            shares[kind.name] = max(shares.get(kind.name, 0), entry.companions)
         error, entry.error = entry.error, None
         if error is not None:
             try:
@@ -425,6 +447,7 @@ class Coalescer:
                 del front[entry]
                 batch.live[entry] = None
                 entry.place, entry.batch = batch.live, batch
+                entry.companions = len(taken)
         for entry in gone:
             self._expire(entry)
         lane.tidy(batch.queue.key)

@@ -6,7 +6,8 @@ Nothing here knows whether it runs on an event loop or in a blocking call.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -85,11 +86,13 @@ class WriteOptions:
     Attributes:
         milvus_partition_name: The partition to write to; Milvus' default one by default.
         force_flush: Seal the rows before returning.
+        show_progress: Show a bar.
         timeout: Seconds for each RPC of this call.
     """
 
     milvus_partition_name: str | None = None
     force_flush: bool = False
+    show_progress: bool = False
     timeout: float | None = None
 
 
@@ -299,14 +302,16 @@ class Core:
             layout.collection_name, layout.primary_key, options.milvus_partition_name, upsert
         )
 
-        async def send(batch: Sequence[PackedRow]) -> None:
-            rows = [row.values for row in batch]
-            await self._backend.insert(
-                request, rows, sum(row.size for row in batch), options.timeout
-            )
-
         batches = list(split(rows, self._batch_size, MAX_INSERT_BYTES))
-        outcomes = await self._backend.send_all(batches, send)
+        with _progress(len(rows), options) as written:
+
+            async def send(batch: Sequence[PackedRow]) -> None:
+                size = sum(row.size for row in batch)
+                values = [row.values for row in batch]
+                await self._backend.insert(request, values, size, options.timeout)
+                written(len(batch))
+
+            outcomes = await self._backend.send_all(batches, send)
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if not failures:
             return
@@ -577,6 +582,18 @@ class Core:
             if isinstance(outcome, Exception):
                 raise outcome
         return found
+
+
+@contextmanager
+def _progress(count: int, options: WriteOptions) -> Iterator[Callable[[int], object]]:
+    """Show a bar where it is wanted; yields what tells it of rows that were written."""
+    if not options.show_progress:
+        yield lambda count: None
+        return
+    from tqdm.auto import tqdm  # not for those who want no bar: it looks for Jupyter's widgets
+
+    with tqdm(total=count, desc="Writing", unit="node") as bar:
+        yield bar.update
 
 
 def split(

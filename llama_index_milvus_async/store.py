@@ -50,6 +50,7 @@ from ._arguments import (
 from ._backend import Address, Backend, Connections, Once, run_sync
 from ._coalescing import KindStats
 from ._core import Core, DeleteOptions, GetOptions, Overwrite, Ready, WriteOptions, make_ready
+from ._observability import is_observed, observing
 from ._ranking import Ranker, Weighted, ranker_of
 from ._schema import CollectionSettings, VectorField
 from ._search import SearchOptions, StoreOptions, read_options
@@ -523,8 +524,9 @@ class MilvusVectorStore(BasePydanticVectorStore):
         Args:
             nodes: Nodes with embeddings of the collection's dimension. None is no error.
             **add_kwargs: `milvus_partition_name` (str), the partition to write to;
-                `force_flush` (bool), to seal the rows before returning; `timeout` (float),
-                seconds for each RPC.
+                `force_flush` (bool), to seal the rows before returning; `show_progress` (bool),
+                to show a bar, in a terminal or a notebook; `timeout` (float), seconds for each
+                RPC.
 
         Returns:
             The ids of the nodes, in their order.
@@ -536,7 +538,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(WriteOptions, "add", add_kwargs)
-        return self._block(lambda core: core.add(nodes, options))
+        return self._block("add", nodes, lambda core: core.add(nodes, options))
 
     async def async_add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Write nodes without blocking the event loop; see `add`.
@@ -544,7 +546,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
         Several batches are under way at once, up to `max_in_flight`.
         """
         options = _read_options(WriteOptions, "async_add", add_kwargs)
-        return await self._await(lambda core: core.add(nodes, options))
+        return await self._await("async_add", nodes, lambda core: core.add(nodes, options))
 
     def delete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
         """Delete every node of a document, or of several. Blocks.
@@ -559,12 +561,14 @@ class MilvusVectorStore(BasePydanticVectorStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(DeleteOptions, "delete", delete_kwargs)
-        return self._block(lambda core: core.delete(ref_doc_id, options))
+        return self._block("delete", ref_doc_id, lambda core: core.delete(ref_doc_id, options))
 
     async def adelete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
         """Delete every node of a document without blocking the event loop; see `delete`."""
         options = _read_options(DeleteOptions, "adelete", delete_kwargs)
-        return await self._await(lambda core: core.delete(ref_doc_id, options))
+        return await self._await(
+            "adelete", ref_doc_id, lambda core: core.delete(ref_doc_id, options)
+        )
 
     def delete_nodes(
         self,
@@ -585,7 +589,9 @@ class MilvusVectorStore(BasePydanticVectorStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(DeleteOptions, "delete_nodes", delete_kwargs)
-        return self._block(lambda core: core.delete_nodes(node_ids, filters, options))
+        return self._block(
+            "delete_nodes", node_ids, lambda core: core.delete_nodes(node_ids, filters, options)
+        )
 
     async def adelete_nodes(
         self,
@@ -595,7 +601,9 @@ class MilvusVectorStore(BasePydanticVectorStore):
     ) -> None:
         """Delete nodes without blocking the event loop; see `delete_nodes`."""
         options = _read_options(DeleteOptions, "adelete_nodes", delete_kwargs)
-        return await self._await(lambda core: core.delete_nodes(node_ids, filters, options))
+        return await self._await(
+            "adelete_nodes", node_ids, lambda core: core.delete_nodes(node_ids, filters, options)
+        )
 
     def get_nodes(
         self,
@@ -622,7 +630,9 @@ class MilvusVectorStore(BasePydanticVectorStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(GetOptions, "get_nodes", kwargs)
-        return self._block(lambda core: core.get_nodes(node_ids, filters, options))
+        return self._block(
+            "get_nodes", node_ids, lambda core: core.get_nodes(node_ids, filters, options)
+        )
 
     async def aget_nodes(
         self,
@@ -632,7 +642,9 @@ class MilvusVectorStore(BasePydanticVectorStore):
     ) -> list[BaseNode]:
         """Read nodes without blocking the event loop; see `get_nodes`."""
         options = _read_options(GetOptions, "aget_nodes", kwargs)
-        return await self._await(lambda core: core.get_nodes(node_ids, filters, options))
+        return await self._await(
+            "aget_nodes", node_ids, lambda core: core.get_nodes(node_ids, filters, options)
+        )
 
     def clear(self, *, timeout: float | None = None) -> None:
         """Delete every node; the store can be used again at once. Blocks.
@@ -646,12 +658,12 @@ class MilvusVectorStore(BasePydanticVectorStore):
             ServerError: Milvus refused or could not be reached.
         """
         check_timeout(timeout)
-        return self._block(lambda core: core.clear(timeout))
+        return self._block("clear", None, lambda core: core.clear(timeout))
 
     async def aclear(self, *, timeout: float | None = None) -> None:
         """Delete every node without blocking the event loop; see `clear`."""
         check_timeout(timeout)
-        return await self._await(lambda core: core.clear(timeout))
+        return await self._await("aclear", None, lambda core: core.clear(timeout))
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the nodes most similar to a query. Blocks.
@@ -691,12 +703,12 @@ class MilvusVectorStore(BasePydanticVectorStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(SearchOptions, "query", kwargs)
-        return self._block(lambda core: core.query(query, options))
+        return self._block("query", query, lambda core: core.query(query, options))
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the most similar nodes without blocking the event loop; see `query`."""
         options = _read_options(SearchOptions, "aquery", kwargs)
-        return await self._await(lambda core: core.query(query, options))
+        return await self._await("aquery", query, lambda core: core.query(query, options))
 
     def query_many(
         self, queries: Sequence[VectorStoreQuery], **kwargs: Any
@@ -719,14 +731,16 @@ class MilvusVectorStore(BasePydanticVectorStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(SearchOptions, "query_many", kwargs)
-        return self._block(lambda core: core.query_many(queries, options))
+        return self._block("query_many", queries, lambda core: core.query_many(queries, options))
 
     async def aquery_many(
         self, queries: Sequence[VectorStoreQuery], **kwargs: Any
     ) -> list[VectorStoreQueryResult]:
         """Answer several queries without blocking the event loop; see `query_many`."""
         options = _read_options(SearchOptions, "aquery_many", kwargs)
-        return await self._await(lambda core: core.query_many(queries, options))
+        return await self._await(
+            "aquery_many", queries, lambda core: core.query_many(queries, options)
+        )
 
     def stats(self) -> dict[str, KindStats]:
         """Counts of the asynchronous calls since the store was built, by kind of request.
@@ -738,12 +752,30 @@ class MilvusVectorStore(BasePydanticVectorStore):
         """
         return self._connections.stats()
 
-    def _block(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
+    def _block(
+        self, name: str, subject: Any, operation: Callable[[Core], Coroutine[Any, Any, T]]
+    ) -> T:
+        if is_observed():
+            with observing(self, name, self.collection_name, subject) as outcome:
+                outcome.result = result = self._run(operation)
+                return result
+        return self._run(operation)
+
+    def _run(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
         return run_sync(operation(self._core(self._connections.sync())))
 
-    async def _await(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
+    async def _await(
+        self, name: str, subject: Any, operation: Callable[[Core], Coroutine[Any, Any, T]]
+    ) -> T:
+        if is_observed():
+            with observing(self, name, self.collection_name, subject) as outcome:
+                outcome.result = result = await self._arun(operation)
+                return result
+        return await self._arun(operation)
+
+    async def _arun(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
         if not self.use_async_client:
-            return await asyncio.to_thread(self._block, operation)
+            return await asyncio.to_thread(self._run, operation)
         return await operation(self._core(self._connections.of_running_loop()))
 
     def _core(self, backend: Backend) -> Core:
