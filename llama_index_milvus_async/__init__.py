@@ -24,6 +24,7 @@ from .errors import (
     ServerError,
     StoreClosedError,
     UnreachableError,
+    WriteOutcomeUnknownError,
 )
 from .sparse import (
     BaseSparseEmbeddingFunction,
@@ -60,4 +61,5 @@ __all__ = [
     "ServerError",
     "StoreClosedError",
     "UnreachableError",
+    "WriteOutcomeUnknownError",
 ]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import logging
+import math
 import os
 import threading
 import time
@@ -26,12 +28,13 @@ from pymilvus import AnnSearchRequest, AsyncMilvusClient, CollectionSchema, Milv
 from pymilvus.client.types import LoadState
 from pymilvus.milvus_client.index import IndexParams
 
-from . import _insert_message, _search_response
-from ._coalescing import Coalescer, Kind, KindStats
+from . import _insert_message, _search_response, _single_attempt
+from ._coalescing import MAX_RESENDS, Coalescer, Kind, KindStats, pause_after
 from ._failures import is_overload, is_refusal_of_data, translated
 from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
+from ._single_attempt import SINGLE_ATTEMPT
 from ._slices import Slices
-from .errors import LiteNotInstalledError, ServerError, StoreClosedError
+from .errors import LiteNotInstalledError, ServerError, StoreClosedError, UnreachableError
 from .sparse import SparseEncoder
 
 logger = logging.getLogger(__name__)
@@ -80,10 +83,17 @@ _NOT_LOADED = 101
 
 # Otherwise gRPC lets all channels of a process to one address share a connection: where the
 # server ends that of an idle client, the first call of a new one fails with it.
-_GRPC_OPTIONS = {"grpc.use_local_subchannel_pool": 1}
+_GRPC_OPTIONS = {
+    "grpc.use_local_subchannel_pool": 1,
+    # A server that comes back is found within 2 seconds, not 2 minutes; one attempt to connect
+    # takes 5 seconds at most, not 20.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 2_000,
+    "grpc.min_reconnect_backoff_ms": 5_000,
+}
 
-# Of coalesced reads: the coalescer waits where there is too much to do, and hits are read here.
-_READ = {_search_response.HITS_ON_DEMAND: True, "retry_on_rate_limit": False}
+# Of coalesced searches: the coalescer makes further attempts, and hits are read here.
+_READ = {_search_response.HITS_ON_DEMAND: True, SINGLE_ATTEMPT: True}
 
 # Idle connections to Lite are cut ("too_many_pings") with pymilvus' pings every 10 s.
 _LITE_GRPC_OPTIONS = {"grpc.keepalive_time_ms": 300_000}
@@ -487,7 +497,7 @@ class Backend(ABC):
         return await self._get_by_ids(self._leveled(request), ids, timeout)
 
     async def _get_by_ids(
-        self, request: GetByIds, ids: Sequence[str], timeout: float | None
+        self, request: GetByIds, ids: Sequence[str], timeout: float | None, **options: Any
     ) -> list[Mapping[str, Any]]:
         read = partial(
             self._call,
@@ -498,6 +508,7 @@ class Backend(ABC):
             partition_names=_list(request.partition_names),
             consistency_level=request.consistency_level,
             timeout=timeout,
+            **options,
         )
         return list(await self._loaded(request.collection_name, read))
 
@@ -535,6 +546,16 @@ class SyncBackend(Backend):
 
     async def once(self, once: Once[T]) -> T:
         return once.get()
+
+    async def insert(
+        self, request: Insert, rows: Sequence[Mapping[str, Any]], size: int, timeout: float | None
+    ) -> None:
+        deadline = self._connections.timeout if timeout is None else timeout
+        _until(
+            deadline,
+            lambda left: run_sync(self._insert(request, rows, left, **{SINGLE_ATTEMPT: True})),
+            partial(_may_resend, request),
+        )
 
     async def send_all(
         self, items: Sequence[Item], send: Callable[[Item], Awaitable[object]]
@@ -581,6 +602,7 @@ class LoopClient(AsyncMilvusClient):  # type: ignore[misc] # pymilvus has no typ
             if self._handler is not self._installed:
                 _insert_message.install(self._handler)
                 _search_response.install(self._handler)
+                _single_attempt.install(self._handler)
                 self._installed = self._handler
 
 
@@ -600,7 +622,7 @@ class AsyncBackend(Backend):
             coalesce=connections.coalesce,
         )
         # Name, call, most items, most weight, most bytes.
-        kind = partial(Kind, is_separable=is_refusal_of_data, is_overload=is_overload)
+        kind = partial(Kind, is_separable=is_refusal_of_data, may_resend=_may_resend)
         most_rows = connections.rows_per_insert
         self._inserts = kind("insert", self._send_rows, most_rows, most_rows, MAX_INSERT_BYTES)
         search = partial(kind, "search", self._send_vectors)
@@ -620,7 +642,7 @@ class AsyncBackend(Backend):
             MAX_ENCODED,
             MAX_QUEUED_BYTES,
             is_separable=lambda error: True,
-            is_overload=lambda error: False,
+            may_resend=lambda key, error: False,
             max_in_flight=1,
         )
         self._gets = kind("get", self._send_ids, MAX_IDS, MAX_IDS, MAX_QUEUED_BYTES)
@@ -703,7 +725,7 @@ class AsyncBackend(Backend):
         if request.upsert:
             # Of equal ids in one upsert a server keeps the first, or refuses all of them.
             rows = list({row[request.primary_key]: row for row in rows}.values())
-        options = {_insert_message.CHECKED_ROWS: True, "retry_on_rate_limit": False}
+        options = {_insert_message.CHECKED_ROWS: True, SINGLE_ATTEMPT: True}
         await self._insert(request, rows, timeout, **options)
         return [None] * len(items)
 
@@ -770,7 +792,8 @@ class AsyncBackend(Backend):
     ) -> Sequence[list[Mapping[str, Any]]]:
         ids = dict.fromkeys(node_id for item in items for node_id in item)
         by_id: dict[str, list[Mapping[str, Any]]] = {node_id: [] for node_id in ids}
-        for row in await self._get_by_ids(request, list(ids), timeout):
+        options = {SINGLE_ATTEMPT: True}
+        for row in await self._get_by_ids(request, list(ids), timeout, **options):
             by_id[str(row[request.primary_key])].append(row)
         return [[row for node_id in item for row in by_id[node_id]] for item in items]
 
@@ -934,7 +957,9 @@ class Connections:
                     check_lite_installed(self.address)
                     with translated("connect", self.address):
                         arguments = self.address.client_arguments(self.timeout)
-                        self._sync_client = MilvusClient(**arguments)
+                        client = MilvusClient(**arguments)
+                        _single_attempt.install(client._get_connection())
+                        self._sync_client = client
         return self._sync_client
 
     def stats(self) -> dict[str, KindStats]:
@@ -1040,6 +1065,40 @@ class Connections:
         self._forget()
         for once in self._onces:
             once.after_fork_in_child()
+
+
+def _may_resend(request: Any, error: Exception) -> bool:
+    """Whether a request may be sent again after an error, if there is time."""
+    if is_overload(error):
+        return True
+    if not isinstance(error, UnreachableError):
+        return False
+    return error.nothing_done or not isinstance(request, Insert) or request.repeatable
+
+
+def _until(
+    deadline: float | None,
+    attempt: Callable[[float | None], None],
+    may_resend: Callable[[Exception], bool],
+) -> None:
+    """Make attempts, with pauses, until one succeeds or fails for good. Blocks.
+
+    Args:
+        deadline: Seconds for all of them; without it their number is bounded.
+        attempt: Makes one, in the seconds that are left.
+        may_resend: Whether another may be made after an error.
+    """
+    ends = math.inf if deadline is None else time.monotonic() + deadline
+    for attempts in itertools.count(1):
+        try:
+            attempt(None if deadline is None else max(0.001, ends - time.monotonic()))
+            return
+        except ServerError as error:
+            pause = pause_after(attempts)
+            last = attempts > MAX_RESENDS if deadline is None else time.monotonic() + pause >= ends
+            if last or not may_resend(error):
+                raise
+        time.sleep(pause)
 
 
 def _add_counts(total: dict[str, KindStats], more: Mapping[str, KindStats]) -> None:

@@ -15,10 +15,11 @@ last free slot goes only to a kind that has no call under way, so that a query n
 the calls of a bulk insert.
 
 *Failures.* A refusal that concerns data halves the batch, until the bad item is alone (at most
-2 k ⌈log2 n⌉ more calls for k bad items of n). A refusal for overload halves the number of calls of
-that kind in flight, pauses the kind for a while and sends the same batch again; each round of
-successes adds one in flight: additive increase, multiplicative decrease, as in TCP (RFC 5681).
-Any other error goes to every item of the call.
+2 k ⌈log2 n⌉ more calls for k bad items of n). After an overload or a lost connection, where sending
+again does no harm, the number of calls of that kind in flight is halved, the kind pauses for a
+while, and the same batch is sent again; each round of successes adds one in flight: additive
+increase, multiplicative decrease, as in TCP (RFC 5681). Any other error goes to every item of the
+call.
 
 *Leaving.* A caller that is cancelled or whose deadline passes withdraws its own item. When nobody
 is left who waits for a call, the call is cancelled.
@@ -55,9 +56,19 @@ FIRST_PAUSE = 0.1
 #: The longest pause, in seconds. A pause is shortened at random by up to a half, so that clients
 #: that were refused together do not come back together.
 LONGEST_PAUSE = 5.0
-#: How often an item without a deadline is sent again after refusals for overload: the pauses add
+#: How often an item without a deadline is sent again: the pauses add
 #: up to some 15 seconds. Items with a deadline are sent again until it passes.
 MAX_RESENDS = 9
+
+
+class NotUnderWayError(asyncio.TimeoutError):
+    """A deadline passed while nothing was under way: the item has certainly had no effect."""
+
+
+def pause_after(refusals: int) -> float:
+    """Seconds to wait after so many refusals in a row."""
+    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(refusals - 1, 30))
+    return longest * random.uniform(0.5, 1)
 
 
 _shares: ContextVar[dict[str, int] | None] = ContextVar("shares", default=None)
@@ -90,8 +101,8 @@ class Kind(Generic[Key, Item, Result]):
         max_weight: Most weight of one call, in the unit of `submit`'s `weight`.
         max_bytes: Most bytes of one call. An item beyond a bound travels alone.
         is_separable: Whether an error is a refusal of data that has certainly done nothing.
-        is_overload: Whether an error says that the server has too much to do, and that it has
-            done nothing.
+        may_resend: Whether, after an error, a call of this key may be sent again later: it has
+            done nothing, or doing it twice does no harm.
         max_in_flight: Most calls of this kind under way at once; by default the coalescer's.
     """
 
@@ -101,7 +112,7 @@ class Kind(Generic[Key, Item, Result]):
     max_weight: int
     max_bytes: int
     is_separable: Callable[[Exception], bool]
-    is_overload: Callable[[Exception], bool]
+    may_resend: Callable[[Key, Exception], bool]
     max_in_flight: int | None = None
 
 
@@ -115,7 +126,7 @@ class KindStats:
         items: Items sent; those sent again count again, as do their bytes.
         bytes: Bytes sent, as estimated by the callers.
         bisections: Batches sent again in halves.
-        resends: Batches sent again after a refusal for overload.
+        resends: Batches sent again after an overload or a lost connection.
         cancelled: Items whose caller was cancelled.
         timed_out: Items whose deadline passed.
         waiting_seconds: Time before sending, summed over items.
@@ -289,8 +300,8 @@ class Coalescer:
             timeout: Seconds for this item, waiting included.
 
         Raises:
-            asyncio.TimeoutError: No result within `timeout`; caused by the server's refusal where
-                it was overloaded.
+            asyncio.TimeoutError: No result within `timeout`; caused by the last attempt's error
+                where there was one. A `NotUnderWayError` where no attempt was under way.
             Exception: What the call raised. Callers that share a call get copies.
         """
         lane = self._lanes.get(kind)
@@ -470,7 +481,7 @@ class Coalescer:
     def _refused(self, lane: _Lane, batch: _Batch, error: Exception) -> None:
         """Send again what may be sent again, and tell the other callers."""
         live = list(batch.live)
-        if lane.kind.is_overload(error):
+        if lane.kind.may_resend(batch.queue.key, error):
             again = []
             for entry in live:
                 entry.refusals += 1
@@ -504,9 +515,8 @@ class Coalescer:
             lane.successes = 0
             lane.refusals += 1
         if lane.pause is None and lane.queues:
-            longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(lane.refusals - 1, 30))
             lane.pause = asyncio.get_running_loop().call_later(
-                longest * random.uniform(0.5, 1), self._resume, lane
+                pause_after(lane.refusals), self._resume, lane
             )
 
     def _resume(self, lane: _Lane) -> None:
@@ -515,10 +525,12 @@ class Coalescer:
 
     def _expire(self, entry: _Entry) -> None:
         """End the wait of a caller whose deadline has passed, unless it has ended."""
+        under_way = entry.batch is not None
         self._withdraw(entry)
         if not entry.future.done():
             entry.lane.stats.timed_out += 1
-            error = asyncio.TimeoutError(f"{entry.lane.kind.name}: no result in time")
+            kind = asyncio.TimeoutError if under_way else NotUnderWayError
+            error = kind(f"{entry.lane.kind.name}: no result in time")
             error.__cause__ = entry.error
             entry.settle(error=error)
 

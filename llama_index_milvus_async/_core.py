@@ -54,7 +54,16 @@ from ._search import (
     prepare_search,
     searches_sparse,
 )
-from .errors import CollectionError, ConfigurationError, PartialWriteError, QueryError, ServerError
+from .errors import (
+    CollectionError,
+    ConfigurationError,
+    PartialWriteError,
+    QueryError,
+    RequestTimeoutError,
+    ServerError,
+    UnreachableError,
+    WriteOutcomeUnknownError,
+)
 from .sparse import SparseEncoder
 
 logger = logging.getLogger(__name__)
@@ -298,9 +307,9 @@ class Core:
         # replaces the row; a server does the opposite, and its insert would double the row.
         upsert = self._upsert and not layout.dialect.is_lite
 
-        request = Insert(
-            layout.collection_name, layout.primary_key, options.milvus_partition_name, upsert
-        )
+        repeatable = self._upsert or layout.dialect.is_lite
+        partition = options.milvus_partition_name
+        request = Insert(layout.collection_name, layout.primary_key, partition, upsert, repeatable)
 
         batches = list(split(rows, self._batch_size, MAX_INSERT_BYTES))
         with _progress(len(rows), options) as written:
@@ -315,15 +324,18 @@ class Core:
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if not failures:
             return
+        ids: dict[str, list[str]] = {"written": [], "not_written": [], "unknown": []}
+        for batch, outcome in zip(batches, outcomes, strict=True):
+            ids[_fate(outcome, repeatable)].extend(row.node_id for row in batch)
         first = failures[0]
+        if ids["unknown"]:
+            lost = next(error for error in failures if _fate(error, repeatable) == "unknown")
+            assert isinstance(lost, ServerError)
+            raise WriteOutcomeUnknownError(lost.operation, lost.message, lost.code, **ids) from lost
         if len(batches) == 1 or not isinstance(first, ServerError):
             raise first
-        ids: dict[bool, list[str]] = {True: [], False: []}
-        for batch, outcome in zip(batches, outcomes, strict=True):
-            ids[outcome is True].extend(row.node_id for row in batch)
-        raise PartialWriteError(
-            first.operation, first.message, first.code, written=ids[True], not_written=ids[False]
-        ) from first
+        del ids["unknown"]
+        raise PartialWriteError(first.operation, first.message, first.code, **ids) from first
 
     async def delete(self, doc_ids: str | Sequence[str], options: DeleteOptions) -> None:
         """Delete the nodes of documents."""
@@ -582,6 +594,13 @@ class Core:
             if isinstance(outcome, Exception):
                 raise outcome
         return found
+
+
+def _fate(outcome: Exception | bool, repeatable: bool) -> str:
+    """What has become of the rows of a batch: written, not_written or unknown."""
+    if isinstance(outcome, (UnreachableError, RequestTimeoutError)):
+        return "not_written" if outcome.nothing_done or repeatable else "unknown"
+    return "written" if outcome is True else "not_written"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pymilvus.exceptions import (
     ParamError,
 )
 
+from ._coalescing import NotUnderWayError
 from .errors import (
     AuthenticationError,
     ConfigurationError,
@@ -105,6 +106,12 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
     """Build the exception for what a client raised."""
     code, status, message = _details(error)
     message = _redact(message, address)
+    nothing_done = isinstance(error, NotUnderWayError)
+    if isinstance(error, asyncio.TimeoutError) and isinstance(error.__cause__, UnreachableError):
+        # The deadline passed between attempts, and the last one says why there was no answer.
+        lost = UnreachableError(operation, error.__cause__.message)
+        lost.nothing_done = nothing_done
+        return lost
     kind = _GRPC_ERRORS.get(status) if status is not None else None
     if kind is None and code in _PERMISSION_CODES:
         kind = AuthenticationError
@@ -121,7 +128,12 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
         message = f"no connection to {address.uri} ({message})"
     elif kind is RequestTimeoutError:
         message = f"no answer from {address.uri} in time ({message})"
-    return (kind or ServerError)(operation, message, code)
+    failure = (kind or ServerError)(operation, message, code)
+    failure.nothing_done = nothing_done or (
+        # The connection that the request needed could not be made.
+        kind is UnreachableError and ("failed to connect" in message or code == _CONNECT_FAILED)
+    )
+    return failure
 
 
 def _details(error: BaseException) -> tuple[int, grpc.StatusCode | None, str]:

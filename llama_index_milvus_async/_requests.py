@@ -15,12 +15,17 @@ SelectIds = Callable[[Sequence[str]], str]
 
 @dataclass(frozen=True)
 class Insert:
-    """Insert or upsert rows."""
+    """Insert or upsert rows.
+
+    Attributes:
+        repeatable: Whether rows that are written twice are there once.
+    """
 
     collection_name: str
     primary_key: str
     partition_name: str | None
     upsert: bool
+    repeatable: bool
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,10 @@ class ServerError(MilvusVectorStoreError, MilvusException):  # type: ignore[misc
     Attributes:
         operation: The request that failed, e.g. `"insert"`.
         code: Milvus' own error code, 0 where there is none.
+        nothing_done: Whether the request has certainly had no effect.
     """
+
+    nothing_done = False
 
     def __init__(self, operation: str, message: str, code: int = 0) -> None:
         MilvusException.__init__(self, code=code, message=message)
@@ -135,7 +138,8 @@ class ServerError(MilvusVectorStoreError, MilvusException):  # type: ignore[misc
         return f"{self.operation} failed{code}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.operation, self.message, self.code)
+        state = {"nothing_done": self.nothing_done}
+        return type(self), (self.operation, self.message, self.code), state
 
 
 class UnreachableError(ServerError, ConnectionError):
@@ -159,8 +163,7 @@ class PartialWriteError(ServerError):
 
     Attributes:
         written: Ids of the nodes whose batch Milvus acknowledged.
-        not_written: Ids of the nodes whose batch failed or was not sent. After a time-out or a
-            lost connection Milvus may still have written the batch that was under way.
+        not_written: Ids of the nodes whose batch failed or was not sent.
     """
 
     def __init__(
@@ -189,3 +192,37 @@ class PartialWriteError(ServerError):
             self.written,
             self.not_written,
         )
+
+
+class WriteOutcomeUnknownError(PartialWriteError):
+    """A connection or a time-out ended while rows were being inserted: they may be there or not.
+
+    The rows were not sent again, because a server would keep them twice. With `upsert_mode=True`
+    a call can be repeated, and the store does so by itself; without it, look which of `unknown` are
+    there (`get_nodes`) before adding them again.
+
+    Attributes:
+        unknown: Ids of the nodes that may have been written.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        message: str,
+        code: int = 0,
+        written: Sequence[str] = (),
+        not_written: Sequence[str] = (),
+        unknown: Sequence[str] = (),
+    ) -> None:
+        super().__init__(operation, message, code, written, not_written)
+        self.unknown = list(unknown)
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__()}; of {len(self.unknown)} it is unknown (ids in .unknown): "
+            "look for them before adding them again, or use upsert_mode=True"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        cls, arguments = super().__reduce__()
+        return cls, (*arguments, self.unknown)

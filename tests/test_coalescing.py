@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llama_index_milvus_async import _coalescing
-from llama_index_milvus_async._coalescing import Coalescer, Kind
+from llama_index_milvus_async._coalescing import Coalescer, Kind, NotUnderWayError
 
 if sys.platform == "win32":
     RUNNERS: list[Callable[..., Any]] = [asyncio.run]
@@ -101,7 +101,7 @@ class Server:
             max_weight,
             max_bytes,
             is_separable=lambda error: isinstance(error, DataError),
-            is_overload=lambda error: isinstance(error, OverloadError),
+            may_resend=lambda key, error: isinstance(error, OverloadError),
         )
 
     @property
@@ -510,7 +510,9 @@ async def test_a_wrong_number_of_results_is_an_error_of_all(server, results):
 
 async def test_a_predicate_that_fails_does_not_leave_callers_waiting(server):
     kind = server.kind()
-    broken = Kind("insert", kind.call, 10, 10, 10, kind.is_separable, lambda error: error.missing)
+    broken = Kind(
+        "insert", kind.call, 10, 10, 10, kind.is_separable, lambda _, error: error.missing
+    )
     coalescer = new_coalescer()
     tasks = await submitted(coalescer, broken, range(2))
     server.calls[0].refuse(LostError())
@@ -652,7 +654,7 @@ async def test_a_deadline_is_its_callers_own(server):
         results = await outcomes(tasks)
     assert [type(result) for result in results] == [
         str,
-        asyncio.TimeoutError,
+        NotUnderWayError,
         asyncio.TimeoutError,
         str,
     ]
@@ -1174,7 +1176,7 @@ async def test_items_results_and_errors_are_freed_without_the_garbage_collector(
         return [Row() for _ in items]
 
     coalescer = new_coalescer()
-    kind = Kind("insert", call, 4, 10, 10, lambda error: True, lambda error: False)
+    kind = Kind("insert", call, 4, 10, 10, lambda error: True, lambda key, error: False)
     rows: list[weakref.ref[Row]] = []
 
     async def caller(key: str) -> None:
