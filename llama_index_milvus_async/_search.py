@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, cast
@@ -317,25 +317,26 @@ def prepare_search(
     field = query.embedding_field or layout.embedding_field
     reader = RowReader(layout, named, field)
     limit = _limit(query, options)
+    fields = _dense_fields(field, query, options) if searches_dense(query, options) else []
+    is_fused = len(fields) + searches_sparse(query, options) > 1
     legs: list[Leg] = []
     build = partial(_leg, query, options, layout, indexes, store)
-    if searches_dense(query, options):
-        if field is None:
-            raise QueryError(
-                f"mode {VectorStoreQueryMode(query.mode).name} searches dense embeddings, and the "
-                "store has none; pass enable_dense=True to its constructor"
-            )
+    for name in fields:
+        column = layout.dense_column(name)
+        count = max(query.similarity_top_k, limit + options.offset) if is_fused else limit
         config = options.milvus_search_config
-        config = store.search_config if config is None else config
-        count = limit
-        if is_hybrid(query, options):
-            count = max(query.similarity_top_k, limit + options.offset)
-        for name in _dense_fields(field, query, options):
-            column = layout.dense_column(name)
-            vector = _vector(query.query_embedding, name, column)
-            legs.append(build(name, vector, config, count))
+        if config is None:
+            config = store.search_config
+        params = _search_params("milvus_search_config", config, indexes[name].type, count, layout)
+        legs.append(build(name, _vector(query.query_embedding, name, column), params, count))
     if searches_sparse(query, options):
-        legs.append(_sparse_leg(query, options, layout, sparse, limit, build))
+        sparse_field = _sparse_field(query, layout)
+        count = query.sparse_top_k or query.similarity_top_k
+        count = max(count, limit + options.offset) if is_fused else limit
+        config = {} if options.sparse_search_config is None else options.sparse_search_config
+        index_type = indexes[sparse_field].type
+        params = _search_params("sparse_search_config", config, index_type, count, layout)
+        legs.append(build(sparse_field, _sparse_data(query, layout, sparse), params, count))
 
     fetched = _fetched(query, layout, reader, field)
     ranker = _ranker(query, options, store.ranker, legs)
@@ -344,6 +345,13 @@ def prepare_search(
         paging = options.request_options if len(legs) == 1 else ()
         legs = [_with_rows(leg, fetched, paging) for leg in legs]
         return PreparedSearch(tuple(legs), None, ranker, limit, layout, reader)
+    for leg in legs:
+        ranges = {"radius", "range_filter"} & leg.request.params["params"].keys()
+        if ranges and layout.dialect.is_lite:
+            raise QueryError(
+                f"search parameters {sorted(ranges)} of field {leg.request.field_name!r}: Milvus "
+                "Lite ignores them in a hybrid search; leave them out, or pass alpha"
+            )
     hybrid = HybridSearch(
         collection_name=layout.collection_name,
         legs=tuple(_hybrid_leg(leg) for leg in legs),
@@ -386,7 +394,15 @@ def _limit(query: VectorStoreQuery, options: SearchOptions) -> int:
     return int(limit)
 
 
-def _dense_fields(field: str, query: VectorStoreQuery, options: SearchOptions) -> Sequence[str]:
+def _dense_fields(
+    field: str | None, query: VectorStoreQuery, options: SearchOptions
+) -> Sequence[str]:
+    """The dense fields that a query searches."""
+    if field is None:
+        raise QueryError(
+            f"mode {VectorStoreQueryMode(query.mode).name} searches dense embeddings, and the "
+            "store has none; pass enable_dense=True to its constructor"
+        )
     if options.hybrid_fields is None or not is_hybrid(query, options):
         return [field]
     if isinstance(options.hybrid_fields, str) or not options.hybrid_fields:
@@ -414,11 +430,10 @@ def _leg(
     store: StoreOptions,
     field: str,
     data: Any,
-    config: Mapping[str, Any],
+    params: Mapping[str, Any],
     limit: int,
 ) -> Leg:
     index = indexes[field]
-    params = _search_params(config, index.type, limit, layout)
     request = Search(
         collection_name=layout.collection_name,
         field_name=field,
@@ -447,30 +462,23 @@ def _leg(
     return Leg(request, data, index.metric, exhaustive)
 
 
-def _sparse_leg(
-    query: VectorStoreQuery,
-    options: SearchOptions,
-    layout: Layout,
-    sparse: Any,
-    limit: int,
-    build: Callable[[str, Any, Mapping[str, Any], int], Leg],
-) -> Leg:
+def _sparse_field(query: VectorStoreQuery, layout: Layout) -> str:
     if layout.sparse_field is None:
         raise QueryError(
             f"mode {VectorStoreQueryMode(query.mode).name} searches sparse embeddings, and the "
             "store has none; pass enable_sparse=True to its constructor"
         )
-    if is_hybrid(query, options):
-        wanted = query.sparse_top_k or query.similarity_top_k
-        limit = max(wanted, limit + options.offset)
-    config = options.sparse_search_config or {}
-    data: Any = query.query_str
-    if layout.encodes_sparse:
-        try:
-            data = sparse_vector(sparse)
-        except ValueError as error:
-            raise QueryError(f"the sparse embedding of query_str {error}") from error
-    return build(layout.sparse_field, data, config, limit)
+    return layout.sparse_field
+
+
+def _sparse_data(query: VectorStoreQuery, layout: Layout, sparse: Any) -> Any:
+    """What to search the sparse field for: an embedding, or the text for Milvus to encode."""
+    if not layout.encodes_sparse:
+        return query.query_str
+    try:
+        return sparse_vector(sparse)
+    except ValueError as error:
+        raise QueryError(f"the sparse embedding of query_str {error}") from error
 
 
 def _ranker(
@@ -514,7 +522,7 @@ def _mmr_candidates(top_k: int, options: SearchOptions) -> int:
 
 
 def _search_params(
-    config: Mapping[str, Any], index_type: str, limit: int, layout: Layout
+    argument: str, config: Mapping[str, Any], index_type: str, limit: int, layout: Layout
 ) -> dict[str, Any]:
     """Turn a search config, flat or with nested `params`, into pymilvus' form.
 
@@ -522,7 +530,7 @@ def _search_params(
     """
     if not isinstance(config, Mapping) or not isinstance(config.get("params") or {}, Mapping):
         raise QueryError(
-            f"milvus_search_config (or search_config) is {config!r}; it must be a mapping such as "
+            f"{argument} (or search_config) is {config!r}; it must be a mapping such as "
             '{"ef": 64} or {"params": {"ef": 64}}'
         )
     top_level = {"metric_type", "ignore_growing", "hints", "round_decimal"}
@@ -615,7 +623,14 @@ def _ranked(
         ]
         for leg, found in zip(search.legs, hits, strict=True)
     ]
-    ranked = list(ranker.rank(query, legs))[options.offset : options.offset + search.limit]
+    returned: Any = ranker.rank(query, legs)
+    ranked = list(returned) if isinstance(returned, Iterable) else [None]
+    if not all(isinstance(one, NodeWithScore) for one in ranked):
+        raise QueryError(
+            f"the ranker {ranker.rank!r} returned a {type(returned).__name__}; it must return a "
+            "list of NodeWithScore"
+        )
+    ranked = ranked[options.offset : options.offset + search.limit]
     return [one.node for one in ranked], [float(one.score or 0.0) for one in ranked]
 
 

@@ -11,11 +11,11 @@ from pymilvus import Function, FunctionType, RRFRanker, WeightedRanker
 
 from llama_index_milvus_async._ranking import (
     CallableRanker,
+    RelativeScore,
     Rrf,
     ServerRanker,
     Weighted,
     check_weights,
-    normalized,
     ranker_of,
     similarity,
 )
@@ -25,51 +25,16 @@ METRICS = ["COSINE", "IP", "L2", "BM25", "HAMMING", "JACCARD"]
 FALLING = ["L2", "HAMMING", "JACCARD"]  # a larger distance is less similar
 
 
-def two_legs():
-    return [[("a", 0.9), ("b", 0.5), ("c", 0.1)], [("c", 8.0), ("a", 2.0), ("d", 1.0)]]
-
-
-# What `similarity` and `normalized` promise for every metric
+# Similarities of the metrics that legs of a hybrid search may have
 
 distances = st.floats(0, 1).map(lambda x: round(x, 6))
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("read", [similarity, normalized])
 @given(one=distances, other=distances)
-def test_more_relevant_is_never_less(metric, read, one, other):
+def test_more_relevant_is_never_less_similar(metric, one, other):
     low, high = sorted((one, other), reverse=metric in FALLING)
-    assert read(metric, low) <= read(metric, high)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@given(distance=st.floats(0, 1e9))
-def test_what_is_normalized_is_in_0_to_1(metric, distance):
-    if metric in ("COSINE", "JACCARD"):
-        distance /= 1e9
-    assert 0 <= normalized(metric, distance) <= 1
-
-
-@pytest.mark.parametrize(
-    ("metric", "distance", "expected"),
-    [
-        ("COSINE", -1.0, 0.0),
-        ("COSINE", 0.0, 0.5),
-        ("COSINE", 1.0, 1.0),
-        ("IP", 0.0, 0.5),
-        ("IP", 1.0, 0.75),
-        ("IP", -1.0, 0.25),
-        ("BM25", 0.0, 0.0),
-        ("BM25", 1.0, 0.5),
-        ("BM25", -1.0, 0.5),  # as Milvus Lite tells it
-        ("L2", 0.0, 1.0),
-        ("L2", 1.0, 0.5),
-        ("HAMMING", 0.0, 1.0),
-        ("JACCARD", 1.0, 0.5),
-    ],
-)
-def test_the_formulas_of_milvus(metric, distance, expected):
-    assert normalized(metric, distance) == pytest.approx(expected)
+    assert similarity(metric, low) <= similarity(metric, high)
 
 
 @pytest.mark.parametrize("distance", [-3.5, 3.5])
@@ -77,124 +42,91 @@ def test_a_score_of_bm25_is_positive(distance):
     assert similarity("BM25", distance) == 3.5
 
 
-@pytest.mark.parametrize(("distance", "expected"), [(0, 1.0), (3, 0.25)])
-def test_similarity_of_bits(distance, expected):
-    assert similarity("HAMMING", distance) == expected
-    assert similarity("JACCARD", 0.25) == 0.75
+@pytest.mark.parametrize(
+    ("metric", "distance", "expected"),
+    [("HAMMING", 0, 1.0), ("HAMMING", 3, 0.25), ("JACCARD", 0.0, 1.0), ("JACCARD", 0.25, 0.75)],
+)
+def test_similarity_of_bits(metric, distance, expected):
+    assert similarity(metric, distance) == expected
 
 
-# Reciprocal rank fusion
+# Relative scores, which `alpha` weighs
 
 
-def test_rrf_adds_reciprocal_ranks():
-    fused = Rrf(10).fuse(two_legs(), ["COSINE", "BM25"])
+def test_of_each_leg_the_least_is_0_and_the_most_1():
+    legs = [[("a", 0.9), ("b", 0.5), ("c", 0.1)], [("c", 8.0), ("a", 2.0), ("d", 0.0)]]
+    fused = RelativeScore((0.25, 0.75)).fuse(legs, ["COSINE", "IP"])
     assert fused == [
-        ("a", pytest.approx(1 / 11 + 1 / 12)),
-        ("c", pytest.approx(1 / 13 + 1 / 11)),
-        ("b", pytest.approx(1 / 12)),
-        ("d", pytest.approx(1 / 13)),
+        ("c", pytest.approx(0.75)),
+        ("a", pytest.approx(0.25 + 0.75 * 0.25)),
+        ("b", pytest.approx(0.25 * 0.5)),
+        ("d", 0.0),
     ]
 
 
-def test_rrf_looks_at_ranks_alone():
-    legs = two_legs()
-    far = [[(one, -1000 * distance) for one, distance in leg] for leg in legs]
-    assert Rrf().fuse(legs, ["IP", "IP"]) == Rrf().fuse(far, ["L2", "BM25"])
+@pytest.mark.parametrize(
+    ("metric", "leg"),
+    [
+        ("COSINE", [("best", 1.0), ("mid", 0.5), ("last", -1.0)]),
+        ("IP", [("best", 40.0), ("mid", 3.0), ("last", -5.0)]),
+        ("BM25", [("best", 9.0), ("mid", 3.0), ("last", 0.5)]),
+        ("BM25", [("best", -9.0), ("mid", -3.0), ("last", -0.5)]),  # as Milvus Lite tells it
+        ("L2", [("best", 0.0), ("mid", 3.0), ("last", 9.0)]),
+        ("HAMMING", [("best", 0.0), ("mid", 3.0), ("last", 9.0)]),
+        ("JACCARD", [("best", 0.0), ("mid", 0.3), ("last", 1.0)]),
+    ],
+)
+def test_the_best_of_every_metric_has_the_most(metric, leg):
+    fused = RelativeScore((0.5,)).fuse([leg], [metric])
+    assert [one for one, _ in fused] == ["best", "mid", "last"]
+    assert (fused[0][1], fused[2][1]) == (0.5, 0.0)
 
 
-def test_of_equal_ranks_the_one_of_the_first_leg_comes_first():
-    legs = [[("b", 1.0), ("x", 0.5)], [("a", 1.0), ("y", 0.5)]]
-    fused = Rrf().fuse(legs, ["IP", "IP"])
+def test_equals_and_single_hits_have_the_most():
+    legs = [[("a", 0.5), ("b", 0.5)], [("c", 0.1)]]
+    fused = RelativeScore((0.25, 0.75)).fuse(legs, ["IP", "IP"])
+    assert fused == [("c", 0.75), ("a", 0.25), ("b", 0.25)]
+
+
+def test_of_equal_scores_the_one_of_the_first_leg_comes_first():
+    legs = [[("b", 1.0), ("x", 0.5)], [("a", 7.0), ("y", 3.0)]]
+    fused = RelativeScore((0.5, 0.5)).fuse(legs, ["IP", "IP"])
     assert [one for one, _ in fused] == ["b", "a", "x", "y"]
 
 
-@pytest.mark.parametrize("ranker", [Rrf(), Weighted((1.0, 0.5))])
-def test_nothing_is_fused_of_nothing(ranker):
-    assert ranker.fuse([[], []], ["COSINE", "IP"]) == []
+def test_nothing_is_fused_of_nothing():
+    assert RelativeScore((0.5, 0.5)).fuse([[], []], ["COSINE", "IP"]) == []
 
 
-def test_one_leg_keeps_its_order():
-    leg = two_legs()[0]
-    for ranker in (Rrf(), Weighted((0.5,)), Weighted((0.5,), normalize=False)):
-        assert [one for one, _ in ranker.fuse([leg], ["COSINE"])] == ["a", "b", "c"]
+def test_a_leg_without_hits_adds_nothing():
+    fused = RelativeScore((0.5, 0.5)).fuse([[("a", 2.0), ("b", 1.0)], []], ["IP", "BM25"])
+    assert fused == [("a", 0.5), ("b", 0.0)]
 
 
-@given(
-    legs=st.lists(st.lists(st.integers(0, 20), unique=True, max_size=15), min_size=1, max_size=4),
-    k=st.integers(1, 100),
+legs = st.lists(
+    st.dictionaries(st.integers(0, 20), st.floats(-10, 10), max_size=12), min_size=1, max_size=4
 )
-def test_rrf_is_its_definition(legs, k):
-    pairs = [[(one, 1.0 / position) for position, one in enumerate(leg, 1)] for leg in legs]
-    fused = Rrf(k).fuse(pairs, ["IP"] * len(legs))
-    everything = {one for leg in legs for one in leg}
-    expected = {
-        one: sum(1 / (k + leg.index(one) + 1) for leg in legs if one in leg) for one in everything
-    }
-    assert dict(fused) == pytest.approx(expected)
-    assert len(fused) == len(everything)
+
+
+@given(legs)
+def test_relative_scores_are_in_order_and_in_0_to_1(legs):
+    pairs = [sorted(leg.items(), key=lambda hit: -hit[1]) for leg in legs]
+    weights = (1 / len(legs),) * len(legs)
+    fused = RelativeScore(weights).fuse(pairs, ["IP"] * len(legs))
+    assert {one for one, _ in fused} == {one for leg in legs for one in leg}
     scores = [score for _, score in fused]
     assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 + 1e-9 for score in scores)
 
 
-# Weighted fusion
-
-
-def test_weights_of_normalized_scores():
-    fused = Weighted((0.25, 1.0)).fuse(two_legs(), ["COSINE", "BM25"])
-    expected = {
-        "a": 0.25 * 0.95 + 2 * math.atan(2) / math.pi,
-        "b": 0.25 * 0.75,
-        "c": 0.25 * 0.55 + 2 * math.atan(8) / math.pi,
-        "d": 2 * math.atan(1) / math.pi,
-    }
-    assert dict(fused) == pytest.approx(expected)
-    assert [one for one, _ in fused] == ["c", "a", "d", "b"]
-
-
-def test_weights_of_scores_as_they_are():
-    fused = Weighted((0.5, 1.0), normalize=False).fuse(two_legs(), ["COSINE", "IP"])
-    assert dict(fused) == pytest.approx({"a": 2.45, "b": 0.25, "c": 8.05, "d": 1.0})
-    assert [one for one, _ in fused] == ["c", "a", "d", "b"]
-
-
-@pytest.mark.parametrize("metric", FALLING)
-def test_normalized_distances_fall(metric):
-    leg = [("near", 0.1), ("far", 0.9)]
-    fused = Weighted((1.0,)).fuse([leg], [metric])
-    assert [one for one, _ in fused] == ["near", "far"]
-
-
-UNTURNED = pytest.mark.xfail(reason="Weighted.fuse(normalize=False) takes distances as scores")
-
-
-@UNTURNED
-@pytest.mark.parametrize("metric", FALLING)
-def test_of_distances_as_they_are_the_least_comes_first(metric):
-    """So that the one leg of a query with alpha=1 keeps its order on Milvus 2.3."""
-    fused = Weighted((1.0,), normalize=False).fuse([[("near", 0.1), ("far", 0.9)]], [metric])
-    assert [one for one, _ in fused] == ["near", "far"]
-
-
-@UNTURNED
-@pytest.mark.parametrize("metric", FALLING)
-def test_distances_as_they_are_fall_beside_scores(metric):
-    """Milvus turns those of mixed metrics round: `1 - 2 atan(d) / π`."""
-    legs = [[("near", 0.1), ("far", 0.9)], [("near", 1.0), ("far", 1.0)]]
-    fused = Weighted((1.0, 1.0), normalize=False).fuse(legs, [metric, "IP"])
-    assert [one for one, _ in fused] == ["near", "far"]
-    assert fused[0][1] == pytest.approx(2 - 2 * math.atan(0.1) / math.pi)
-
-
-@UNTURNED
-def test_bm25_of_lite_as_it_is_rises():
-    leg = [("best", -3.0), ("next", -1.0)]
-    fused = Weighted((1.0,), normalize=False).fuse([leg], ["BM25"])
-    assert fused == [("best", 3.0), ("next", 1.0)]
-
-
-def test_a_weight_of_zero_keeps_the_hits_of_its_leg():
-    fused = Weighted((1.0, 0.0)).fuse(two_legs(), ["COSINE", "IP"])
-    assert fused[-1] == ("d", 0.0)
+@given(legs, st.floats(0.5, 4), st.floats(-3, 3))
+def test_relative_scores_have_no_unit(legs, scale, shift):
+    """Whatever a leg's scores are measured in, and from where."""
+    pairs = [sorted(leg.items(), key=lambda hit: -hit[1]) for leg in legs]
+    others = [[(one, round(s, 3) * scale + shift) for one, s in leg] for leg in pairs]
+    pairs = [[(one, round(s, 3)) for one, s in leg] for leg in pairs]
+    ranker, metrics = RelativeScore((1.0,) * len(legs)), ["IP"] * len(legs)
+    assert dict(ranker.fuse(pairs, metrics)) == pytest.approx(dict(ranker.fuse(others, metrics)))
 
 
 # Which rankers there are
