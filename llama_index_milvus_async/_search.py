@@ -624,7 +624,7 @@ def _ranked(
         for leg, found in zip(search.legs, hits, strict=True)
     ]
     returned: Any = ranker.rank(query, legs)
-    ranked = list(returned) if isinstance(returned, Iterable) else [None]
+    ranked: list[Any] = list(returned) if isinstance(returned, Iterable) else [None]
     if not all(isinstance(one, NodeWithScore) for one in ranked):
         raise QueryError(
             f"the ranker {ranker.rank!r} returned a {type(returned).__name__}; it must return a "

@@ -384,7 +384,7 @@ def test_what_is_no_list_of_numbers_is_refused(kind: DataType, vector: Any, mess
 )
 @every_type
 def test_nested_lists_and_single_numbers_are_refused(kind: DataType, vector: Any) -> None:
-    with pytest.raises(ValueError, match="^(has|is) "):
+    with pytest.raises(ValueError, match=r"^(has|is) "):
         packed(vector, kind, 8)
 
 
