@@ -641,7 +641,8 @@ class AsyncBackend(Backend):
             MAX_ENCODED,
             MAX_ENCODED,
             MAX_QUEUED_BYTES,
-            is_separable=lambda error: True,
+            # One text may be at fault; where a service is away, all of them would be asked again.
+            is_separable=lambda error: not isinstance(error, (OSError, asyncio.TimeoutError)),
             may_resend=lambda key, error: False,
             max_in_flight=1,
         )

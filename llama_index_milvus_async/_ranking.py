@@ -148,10 +148,21 @@ def ranker_of(value: Any, params: Any, argument: str) -> Ranker:
         raise ConfigurationError(
             f'{argument}_params is {params!r}; it must be a dictionary, such as {{"k": 60}}'
         )
+    named = f"{argument}_params"
     if isinstance(value, (RRFRanker, WeightedRanker)):
         settings: Any = value.dict()
         value, params = type(value).__name__, {**settings["params"], **(params or {})}
+        named = argument
     params = dict(params or {})
+    if isinstance(value, type):
+        raise ConfigurationError(
+            f"{argument} is the class {value.__name__}; pass an object, {value.__name__}(...)"
+        )
+    if params and not isinstance(value, str):
+        raise ConfigurationError(
+            f"{named} is {params!r}, and {argument} is no name of a ranker: it has its own "
+            "parameters; leave them out"
+        )
     if isinstance(value, Function):
         if value.type != FunctionType.RERANK:
             raise ConfigurationError(
@@ -168,26 +179,22 @@ def ranker_of(value: Any, params: Any, argument: str) -> Ranker:
     known = {"RRFRanker": {"k"}, "WeightedRanker": {"weights", "norm_score"}}[value]
     unknown = sorted(set(params) - known)
     if unknown:
-        raise ConfigurationError(f"{argument}_params has {unknown}; {value} takes {sorted(known)}")
+        raise ConfigurationError(f"{named} has {unknown}; {value} takes {sorted(known)}")
     if value == "RRFRanker":
-        return Rrf(_rrf_k(params.get("k", DEFAULT_RRF_K), argument))
+        return Rrf(_rrf_k(params.get("k", DEFAULT_RRF_K), named))
     normalize = params.get("norm_score", True)
     if not isinstance(normalize, bool):
-        raise ConfigurationError(
-            f"{argument}_params has norm_score={normalize!r}; it must be True or False"
-        )
-    return Weighted(_weights(params.get("weights", (1.0, 1.0)), argument), normalize)
+        raise ConfigurationError(f"{named} has norm_score={normalize!r}; it must be True or False")
+    return Weighted(_weights(params.get("weights", (1.0, 1.0)), named), normalize)
 
 
-def _rrf_k(k: Any, argument: str) -> float:
+def _rrf_k(k: Any, named: str) -> float:
     if not isinstance(k, (int, float)) or isinstance(k, bool) or not 0 < k < MAX_RRF_K:
-        raise ConfigurationError(
-            f"{argument}_params has k={k!r}; it must be a number in (0, {MAX_RRF_K})"
-        )
+        raise ConfigurationError(f"{named} has k={k!r}; it must be a number in (0, {MAX_RRF_K})")
     return k
 
 
-def _weights(weights: Any, argument: str) -> tuple[float, ...]:
+def _weights(weights: Any, named: str) -> tuple[float, ...]:
     if (
         not isinstance(weights, (list, tuple))
         or not weights
@@ -197,7 +204,7 @@ def _weights(weights: Any, argument: str) -> tuple[float, ...]:
         or not any(weights)
     ):
         raise ConfigurationError(
-            f"{argument}_params has weights={weights!r}; they must be numbers in 0..1, not all 0, "
+            f"{named} has weights={weights!r}; they must be numbers in 0..1, not all 0, "
             "one for each vector field that is searched: dense, then sparse"
         )
     return tuple(float(weight) for weight in weights)

@@ -72,6 +72,8 @@ class VectorField:
         metric: The metric of the index.
         index_config: Type and parameters of the index, flat or with nested `params`.
         function: The function that computes it of texts; `None` where the store writes it.
+        reads: The columns that the function of an existing collection has to read; `None` where
+            any will do.
     """
 
     name: str
@@ -80,6 +82,7 @@ class VectorField:
     metric: str
     index_config: Mapping[str, Any]
     function: Function | None = None
+    reads: Sequence[str] | None = None
 
     @property
     def is_sparse(self) -> bool:
@@ -123,6 +126,7 @@ class Column:
     dim: int | None = None
     optional: bool = False
     generated: bool = False  # Milvus fills it, by a function
+    reads: tuple[str, ...] = ()  # the columns of which it does
 
 
 @dataclass(frozen=True)
@@ -156,11 +160,14 @@ class Layout:
             settings: The store's arguments, for the parts that columns play.
             dialect: The expression language of the engine.
         """
-        functions = description.get("functions") or []
-        generated = {name for one in functions for name in one.get("output_field_names") or ()}
+        reads = {
+            name: tuple(function.get("input_field_names") or ())
+            for function in description.get("functions") or ()
+            for name in function.get("output_field_names") or ()
+        }
         columns = {
-            f["name"]: _column(f, f["name"] in generated or bool(f.get("is_function_output")))
-            for f in description["fields"]
+            field["name"]: _column(field, reads.get(field["name"], ()))
+            for field in description["fields"]
         }
         primary = next(field for field in description["fields"] if field.get("is_primary"))
         dynamic = bool(description.get("enable_dynamic_field"))
@@ -279,8 +286,9 @@ class Index:
     type: str
 
 
-def _column(field: Mapping[str, Any], generated: bool) -> Column:
+def _column(field: Mapping[str, Any], reads: tuple[str, ...]) -> Column:
     params = field.get("params") or {}
+    generated = bool(reads) or bool(field.get("is_function_output"))
     max_length, dim = params.get("max_length"), params.get("dim")
     return Column(
         name=field["name"],
@@ -289,6 +297,7 @@ def _column(field: Mapping[str, Any], generated: bool) -> Column:
         dim=int(dim) if dim is not None else None,
         optional=bool(field.get("nullable") or generated or field.get("default_value") is not None),
         generated=generated,
+        reads=reads,
     )
 
 
@@ -477,6 +486,13 @@ def _check_sparse_field(field: VectorField, layout: Layout, refuse: Any) -> None
             what,
             "a field that a function of Milvus fills",
             "a sparse_embedding_function that encodes on this side",
+            "Leave sparse_embedding_function out",
+        )
+    elif column.generated and field.reads is not None and tuple(field.reads) != column.reads:
+        refuse(
+            what,
+            f"a field that Milvus computes of {list(column.reads)}",
+            f"a sparse_embedding_function that reads {list(field.reads)}",
             "Leave sparse_embedding_function out",
         )
     elif not column.generated and field.function is not None:

@@ -110,9 +110,9 @@ class SearchOptions(ReadOptions):
     score_threshold: float | None = None
 
     @property
-    def request_options(self) -> tuple[tuple[str, Any], ...]:
-        """What becomes a keyword argument of pymilvus' search."""
-        names = ("offset", "group_by_field", "group_size", "strict_group_size")
+    def grouping(self) -> tuple[tuple[str, Any], ...]:
+        """What becomes a keyword argument of pymilvus' search, beside the offset."""
+        names = ("group_by_field", "group_size", "strict_group_size")
         values = [(name, getattr(self, name)) for name in names]
         return tuple((name, value) for name, value in values if value)
 
@@ -200,7 +200,7 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
         supported = ", ".join(mode.name for mode in SUPPORTED_MODES)
         raise QueryError(f"mode {query.mode!s} is not supported; supported are {supported}")
     mode = VectorStoreQueryMode(query.mode)
-    if options.milvus_ranker is not None and query.alpha is not None:
+    if options.milvus_ranker is not None and query.alpha not in (None, 0, 1):
         raise QueryError("alpha and milvus_ranker both say how to rank; pass one of them")
     if options.mmr_over not in ("dense", "hybrid"):
         raise QueryError(f"mmr_over is {options.mmr_over!r}; it must be 'dense' or 'hybrid'")
@@ -327,7 +327,9 @@ def prepare_search(
         config = options.milvus_search_config
         if config is None:
             config = store.search_config
-        params = _search_params("milvus_search_config", config, indexes[name].type, count, layout)
+        params = _search_params(
+            "milvus_search_config (or search_config)", config, indexes[name].type, count, layout
+        )
         legs.append(build(name, _vector(query.query_embedding, name, column), params, count))
     if searches_sparse(query, options):
         sparse_field = _sparse_field(query, layout)
@@ -342,7 +344,7 @@ def prepare_search(
     ranker = _ranker(query, options, store.ranker, legs)
     if len(legs) == 1 or isinstance(ranker, (CallableRanker, RelativeScore)):
         # Ranked here, so that each leg needs the rows, and the skipping comes after the fusion.
-        paging = options.request_options if len(legs) == 1 else ()
+        paging = _paging(query, options) if len(legs) == 1 else ()
         legs = [_with_rows(leg, fetched, paging) for leg in legs]
         return PreparedSearch(tuple(legs), None, ranker, limit, layout, reader)
     for leg in legs:
@@ -361,10 +363,18 @@ def prepare_search(
         output_fields=fetched,
         partition_names=options.partition_names,
         consistency_level=options.consistency_level or store.consistency_level,
-        options=options.request_options,
+        options=_paging(query, options),
         one_at_a_time=layout.dialect.is_lite,
     )
     return PreparedSearch(tuple(legs), hybrid, ranker, limit, layout, reader)
+
+
+def _paging(query: VectorStoreQuery, options: SearchOptions) -> tuple[tuple[str, Any], ...]:
+    """Keyword arguments of pymilvus' search that say which hits to return."""
+    # MMR skips what it has chosen, not what it chooses from.
+    if not options.offset or query.mode == _Mode.MMR:
+        return options.grouping
+    return (("offset", options.offset), *options.grouping)
 
 
 def _with_rows(leg: Leg, fetched: tuple[str, ...], options: tuple[tuple[str, Any], ...]) -> Leg:
@@ -379,7 +389,7 @@ def _with_rows(leg: Leg, fetched: tuple[str, ...], options: tuple[tuple[str, Any
 def _hybrid_leg(leg: Leg) -> Search:
     # What a filter leaves of an approximate search may be too little, and is not seen here.
     exhaustive = leg.exhaustive if leg.request.expression else None
-    return replace(exhaustive or leg.request, options=())
+    return exhaustive or leg.request
 
 
 def _limit(query: VectorStoreQuery, options: SearchOptions) -> int:
@@ -390,7 +400,7 @@ def _limit(query: VectorStoreQuery, options: SearchOptions) -> int:
     elif query.mode in (_Mode.SPARSE, _Mode.TEXT_SEARCH):
         limit = query.sparse_top_k or limit
     elif query.mode == _Mode.MMR:
-        limit = _mmr_candidates(limit, options)
+        limit = max(_mmr_candidates(limit, options), limit + options.offset)
     return int(limit)
 
 
@@ -409,6 +419,8 @@ def _dense_fields(
         raise QueryError(
             f"hybrid_fields is {options.hybrid_fields!r}; it must be a list of dense vector fields"
         )
+    if len(set(options.hybrid_fields)) < len(options.hybrid_fields):
+        raise QueryError(f"hybrid_fields has a field twice: {list(options.hybrid_fields)}")
     return list(options.hybrid_fields)
 
 
@@ -452,7 +464,7 @@ def _leg(
         partition_names=options.partition_names,
         consistency_level=options.consistency_level or store.consistency_level,
         params=params,
-        options=options.request_options,
+        options=(),
         one_at_a_time=layout.dialect.is_lite,
     )
     exhaustive = None
@@ -489,7 +501,7 @@ def _ranker(
     ranker = default
     if options.milvus_ranker is not None:
         ranker = ranker_of(options.milvus_ranker, None, "milvus_ranker")
-    elif query.alpha is not None:
+    elif query.alpha not in (None, 0, 1):
         # Several dense fields share the dense weight.
         dense = [query.alpha / (len(legs) - 1)] * (len(legs) - 1)
         ranker = RelativeScore((*dense, 1.0 - query.alpha))
@@ -530,7 +542,7 @@ def _search_params(
     """
     if not isinstance(config, Mapping) or not isinstance(config.get("params") or {}, Mapping):
         raise QueryError(
-            f"{argument} (or search_config) is {config!r}; it must be a mapping such as "
+            f"{argument} is {config!r}; it must be a mapping such as "
             '{"ef": 64} or {"params": {"ef": 64}}'
         )
     top_level = {"metric_type", "ignore_growing", "hints", "round_decimal"}
@@ -576,7 +588,7 @@ def build_result(
     if len(hits) > 1 and isinstance(search.ranker, CallableRanker):
         nodes, scores = _ranked(query, options, search, hits, search.ranker, node)
     else:
-        found, scores = _scored(options, search, hits)
+        found, scores = _scored(query, options, search, hits)
         if query.mode == _Mode.MMR and found:
             found, scores = _diverse(query, options, search, found)
         nodes = [node(hit) for hit in found]
@@ -589,6 +601,7 @@ def build_result(
 
 
 def _scored(
+    query: VectorStoreQuery,
     options: SearchOptions,
     search: PreparedSearch,
     hits: Sequence[Sequence[Mapping[str, Any]]],
@@ -603,7 +616,8 @@ def _scored(
     by_id = {hit[key]: hit for leg in hits for hit in leg}
     pairs = [[(hit[key], hit["distance"]) for hit in leg] for leg in hits]
     fused = cast(RelativeScore, search.ranker).fuse(pairs, [leg.metric for leg in search.legs])
-    fused = fused[options.offset : options.offset + search.limit]
+    skipped = 0 if query.mode == _Mode.MMR else options.offset
+    fused = fused[skipped : skipped + search.limit]
     return [by_id[one] for one, _ in fused], [score for _, score in fused]
 
 
@@ -645,9 +659,10 @@ def _diverse(
     chosen, scores = mmr(
         np.asarray(query.query_embedding),
         np.asarray([unpacked(hit["entity"][column.name], column.type, column.dim) for hit in hits]),
-        query.similarity_top_k,
+        query.similarity_top_k + options.offset,
         _mmr_threshold(query, options),
     )
+    chosen, scores = chosen[options.offset :], scores[options.offset :]
     return [hits[position] for position in chosen], scores
 
 

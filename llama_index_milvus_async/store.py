@@ -28,7 +28,7 @@ from llama_index.core.vector_stores.utils import (
     DEFAULT_EMBEDDING_KEY,
     DEFAULT_TEXT_KEY,
 )
-from pymilvus import AsyncMilvusClient, DataType, Function, MilvusClient
+from pymilvus import AsyncMilvusClient, DataType, Function, FunctionType, MilvusClient
 
 from ._arguments import (
     check_consistency_level,
@@ -131,7 +131,8 @@ class MilvusVectorStore(BasePydanticVectorStore):
             LlamaIndex' `BaseSparseEmbedding`, or a pair of functions (plain or `async`) that
             make of a list of texts a list of `{index: value}`, of queries and of documents.
             It is called once for the texts of a batch, one call at a time, and never on the
-            event loop unless it is asynchronous. Dumps leave it out.
+            event loop unless it is asynchronous. A store rebuilt of a dump has to be given
+            it again.
         index_management: Whether to create a missing index.
         batch_size: Most rows of one insert; its bytes are bounded besides.
         index_config: `index_type` (default `"FLAT"`), `metric_type` and the parameters of the
@@ -210,8 +211,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
     embedding_field: str = DEFAULT_EMBEDDING_KEY
     enable_sparse: bool = False
     sparse_embedding_field: str = DEFAULT_SPARSE_EMBEDDING_KEY
-    # Objects that cannot be written as JSON have to be given again.
-    sparse_embedding_function: Any = Field(default=None, exclude=True, repr=False)
+    sparse_embedding_function: Any = Field(default=None, repr=False)
     index_management: IndexManagement = IndexManagement.CREATE_IF_NOT_EXISTS
     batch_size: int = DEFAULT_BATCH_SIZE
     index_config: dict[str, Any] = Field(default_factory=dict)
@@ -343,6 +343,11 @@ class MilvusVectorStore(BasePydanticVectorStore):
         if not isinstance(given, Function):
             self._encoder = SparseEncoder.of(given)
             return
+        if given.type != FunctionType.BM25:
+            raise ConfigurationError(
+                f"sparse_embedding_function is a function of type {given.type.name}; it must be of "
+                "type BM25"
+            )
         if given.output_field_names != [self.sparse_embedding_field]:
             raise ConfigurationError(
                 f"sparse_embedding_function writes {given.output_field_names}, and "
@@ -379,7 +384,10 @@ class MilvusVectorStore(BasePydanticVectorStore):
             kind, config = DataType.SPARSE_FLOAT_VECTOR, self.sparse_index_config
             metric = "BM25" if self._function is not None else "IP"
             name, function = self.sparse_embedding_field, self._function
-            sparse = VectorField(name, kind, None, metric, config, function)
+            reads = None
+            if function is not None and self.sparse_embedding_function is not None:
+                reads = function.input_field_names
+            sparse = VectorField(name, kind, None, metric, config, function, reads)
         return CollectionSettings(
             collection_name=self.collection_name,
             id_field=self.id_field,
@@ -395,10 +403,11 @@ class MilvusVectorStore(BasePydanticVectorStore):
             consistency_level=self.consistency_level,
         )
 
-    @field_serializer("hybrid_ranker")
-    def _serialize_ranker(self, ranker: Any) -> str:
-        # An object cannot be written as JSON; its text is refused where a store is rebuilt of it.
-        return ranker if isinstance(ranker, str) else repr(ranker)
+    @field_serializer("hybrid_ranker", "sparse_embedding_function")
+    def _serialize_object(self, value: Any) -> str | None:
+        # An object cannot be written as JSON. Its name is refused where a store is rebuilt of it,
+        # so that another ranker or encoder does not take its place unnoticed.
+        return value if isinstance(value, (str, type(None))) else f"<{type(value).__name__}>"
 
     # -- copies ------------------------------------------------------------------------------
 
