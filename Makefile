@@ -15,7 +15,7 @@ VENV := .venv
 VENV26 := .venv-pymilvus26
 VENVBENCH := .venv-bench
 # With the older line run the tests that meet the client, the others would repeat themselves.
-NOT_WITH_26 := benchmarks coalescing examples filters filters_engines harness rankers ranking \
+NOT_WITH_26 := benchmarks coalescing documentation examples filters filters_engines harness rankers ranking \
 	retrieval_quality retrievers rows slices sparse upstream_compatibility
 # On standalone, where a collection takes seconds to make, those that matter most.
 STANDALONE_WITH_26 := add coalesced_operations insert_message llama_index
@@ -23,7 +23,7 @@ INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench quality test test-pymilvus30 test-pymilvus26 lint types format clean
+.PHONY: help demo bench quality docs test test-pymilvus30 test-pymilvus26 lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ test-pymilvus26: $(VENV26)/.installed ## the tests with pymilvus 2.6
 	$(VENV26)/bin/python -m pytest $(NOT_WITH_26:%=--ignore=tests/test_%.py) -k 'not standalone' $(PYTEST_ARGS)
 	$(VENV26)/bin/python -m pytest $(STANDALONE_WITH_26:%=tests/test_%.py) -k 'standalone or external' $(PYTEST_ARGS)
 
+docs: $(VENV)/.installed-dev ## build the documentation into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
 lint: $(VENV)/.installed-dev ## ruff: rules and formatting
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
@@ -60,7 +63,7 @@ format: $(VENV)/.installed-dev ## apply ruff's formatting and its safe fixes
 	$(VENV)/bin/python -m ruff format .
 
 clean: ## remove the environments and everything generated
-	rm -rf $(VENV) $(VENV26) $(VENVBENCH) .venv-upstream build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV26) $(VENVBENCH) .venv-upstream build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file says what an environment holds, so that a second call installs nothing.

@@ -110,8 +110,10 @@ def check_scalar_fields(names: Any, types: Any) -> list[DataType] | None:
     return None if types is None else [DataType(data_type) for data_type in types]
 
 
-def check_modes(enable_dense: bool, enable_sparse: bool, sparse_function: Any) -> None:
-    if not enable_dense and not enable_sparse:
+def check_modes(
+    enable_dense: bool, enable_sparse: bool, sparse_function: Any, dense_fields: Any
+) -> None:
+    if not enable_dense and not enable_sparse and not dense_fields:
         raise ConfigurationError(
             "enable_dense=False and enable_sparse=False leave nothing to search; one must be True"
         )
@@ -139,7 +141,7 @@ def check_dense_fields(fields: Any) -> dict[str, dict[str, Any]]:
         settings = dict(given)
         dim = check_dim(settings.pop("dim", None), False, f"dense_fields[{name!r}]: dim")
         kind = settings.pop("type", DataType.FLOAT_VECTOR)
-        if kind not in DENSE_METRICS:
+        if not isinstance(kind, int) or kind not in DENSE_METRICS:
             allowed = [one.name for one in DENSE_METRICS]
             raise ConfigurationError(
                 f"dense_fields[{name!r}] has type={kind!r}; allowed are DataType.{allowed}"

@@ -194,7 +194,7 @@ async def _make_indexes(
         field = used.get(column.name)
         index = await backend.describe_index(name, column.name)
         if index is None and field is not None and settings.create_index:
-            await backend.create_index(name, new_index(field))
+            await backend.create_index(name, new_index(field, layout.dialect))
             index = await backend.describe_index(name, column.name)
         elif index is not None and field is not None:
             check_metric(index, field, name)

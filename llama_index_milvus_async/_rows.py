@@ -375,8 +375,8 @@ def _node_json(node: BaseNode, without: frozenset[str] = frozenset()) -> str:
     """
     data = node.model_dump(exclude={"embedding"})
     data["embedding"] = None
-    for key in without:
-        data["metadata"].pop(key, None)
+    if without:
+        _drop_keys(data, without)
     if "text" in data:
         data["text"] = ""
     resource = data.get("text_resource")
@@ -392,6 +392,15 @@ def _node_json(node: BaseNode, without: frozenset[str] = frozenset()) -> str:
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, default=_to_json)
     _check_integers(text)
     return text
+
+
+def _drop_keys(data: dict[str, Any], without: frozenset[str]) -> None:
+    """Drop metadata keys of a dumped node, and of the nodes that its relationships describe."""
+    related = data.get("relationships", {}).values()
+    described = [one for some in related for one in (some if isinstance(some, list) else [some])]
+    for holder in [data, *described]:
+        for key in without:
+            holder["metadata"].pop(key, None)
 
 
 def _plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -361,7 +361,7 @@ def _analyzed(function: Function | None) -> dict[str, Any]:
     return dict(own()) if own else {"enable_analyzer": True}
 
 
-def new_index(field: VectorField) -> IndexParams:
+def new_index(field: VectorField, dialect: Dialect) -> IndexParams:
     """Build the parameters of the index of a vector column.
 
     An index configuration is flat, as upstream has it: `index_type`, `metric_type`, `index_name`
@@ -376,6 +376,9 @@ def new_index(field: VectorField) -> IndexParams:
         "metric_type": config.pop("metric_type", field.metric),
     }
     params = {**config.pop("params", {}), **config}
+    if params and dialect.is_lite:
+        # pymilvus flattens what it is given, and Milvus Lite reads nested parameters only.
+        params = {"params": params}
     index_params = IndexParams()
     index_params.add_index(**named, **({"params": params} if params else {}))
     return index_params

@@ -583,7 +583,7 @@ def build_result(
     key = search.layout.primary_key
 
     def node(hit: Mapping[str, Any]) -> BaseNode:
-        return search.reader.node({**hit["entity"], key: hit[key]})
+        return search.reader.node({**hit["entity"], key: _primary_key(hit, key)})
 
     if len(hits) > 1 and isinstance(search.ranker, CallableRanker):
         nodes, scores = _ranked(query, options, search, hits, search.ranker, node)
@@ -613,12 +613,17 @@ def _scored(
             return found, [float(hit["distance"]) for hit in found]
         return found, [similarity(search.legs[0].metric, hit["distance"]) for hit in found]
     key = search.layout.primary_key
-    by_id = {hit[key]: hit for leg in hits for hit in leg}
-    pairs = [[(hit[key], hit["distance"]) for hit in leg] for leg in hits]
+    by_id = {_primary_key(hit, key): hit for leg in hits for hit in leg}
+    pairs = [[(_primary_key(hit, key), hit["distance"]) for hit in leg] for leg in hits]
     fused = cast(RelativeScore, search.ranker).fuse(pairs, [leg.metric for leg in search.legs])
     skipped = 0 if query.mode == _Mode.MMR else options.offset
     fused = fused[skipped : skipped + search.limit]
     return [by_id[one] for one, _ in fused], [score for _, score in fused]
+
+
+def _primary_key(hit: Mapping[str, Any], name: str) -> Any:
+    # Servers before 2.4 do not say what the primary key is called; pymilvus calls it "id" then.
+    return hit[name] if name in hit else hit["id"]
 
 
 def _ranked(
@@ -657,7 +662,7 @@ def _diverse(
     """Choose by maximal marginal relevance."""
     column = search.layout.dense_column(query.embedding_field or search.layout.embedding_field)
     chosen, scores = mmr(
-        np.asarray(query.query_embedding),
+        unpacked(_vector(query.query_embedding, column.name, column), column.type, column.dim),
         np.asarray([unpacked(hit["entity"][column.name], column.type, column.dim) for hit in hits]),
         query.similarity_top_k + options.offset,
         _mmr_threshold(query, options),

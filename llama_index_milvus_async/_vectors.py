@@ -1,7 +1,8 @@
 """Dense vectors of every type that Milvus has: from lists of numbers and back.
 
-`FLOAT16_VECTOR` and `BFLOAT16_VECTOR` keep the nearest representable numbers, `INT8_VECTOR` takes
-integers in -128..127, `BINARY_VECTOR` bits, eight of which make a byte, the first the highest.
+`FLOAT16_VECTOR` and `BFLOAT16_VECTOR` keep the nearest representable numbers of those in 32 bits,
+`INT8_VECTOR` takes integers in -128..127, `BINARY_VECTOR` bits, eight of which make a byte, the
+first the highest.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ DENSE_METRICS: dict[DataType, tuple[str, ...]] = {
 }
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+_BFLOAT16_MAX = float.fromhex("0x1.fep127")
 _NOT_FINITE = "has a value that is no finite 32-bit number (NaN, infinity)"
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -79,6 +81,8 @@ def packed(vector: Any, kind: DataType, dim: int | None) -> Any:
             raise ValueError(f"has a value beyond {_FLOAT16_MAX:g}, the most of 16 bits")
         return array.astype(np.float16)
     if kind == DataType.BFLOAT16_VECTOR:
+        if np.abs(array).max(initial=0) > _BFLOAT16_MAX:
+            raise ValueError(f"has a value beyond {_BFLOAT16_MAX:g}, the most of bfloat16")
         return _bfloat16(array)
     if (array != np.rint(array)).any() or array.min() < -128 or array.max() > 127:
         raise ValueError("has a value that is no integer in -128..127")
@@ -130,7 +134,8 @@ def _bits(vector: Any, dim: int | None) -> bytes:
         return vector
     array = _array(vector)
     if array.shape != (dim,):
-        raise ValueError(f"has {array.size} bits, the collection {dim}")
+        shown = f"{len(array)} bits" if array.ndim == 1 else f"shape {array.shape}"
+        raise ValueError(f"has {shown}, the collection {dim}")
     if not np.isin(array, (0, 1)).all():
         raise ValueError("has a value that is neither 0 nor 1")
     return np.packbits(array.astype(np.uint8)).tobytes()

@@ -1,7 +1,7 @@
 """The exceptions of this package.
 
 All of them are [`MilvusVectorStoreError`][llama_index_milvus_async.errors.MilvusVectorStoreError];
-each is also the built-in (or pymilvus) exception that callers already catch in its place::
+each is also the built-in (or pymilvus) exception that callers already catch in its place:
 
     MilvusVectorStoreError
     ├── ConfigurationError (ValueError)          an argument of the constructor or of a call
@@ -19,6 +19,7 @@ each is also the built-in (or pymilvus) exception that callers already catch in 
         ├── AuthenticationError                  token or password refused
         ├── RequestTimeoutError (TimeoutError)   no answer within `timeout`
         └── PartialWriteError                    some batches of one call were written
+            └── WriteOutcomeUnknownError         of some batches nobody knows
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ __all__ = [
     "ServerError",
     "StoreClosedError",
     "UnreachableError",
+    "WriteOutcomeUnknownError",
 ]
 
 

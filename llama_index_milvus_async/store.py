@@ -155,7 +155,8 @@ class MilvusVectorStore(BasePydanticVectorStore):
         use_async_client: Without it, the asynchronous methods run the blocking client in a
             thread.
         id_field: Column of the node ids, the primary key.
-        timeout: Seconds for each RPC; `None` is pymilvus' own retrying without an end.
+        timeout: Seconds for each RPC, further attempts included; `None` bounds their number, not
+            their time.
         max_in_flight: RPCs under way at once on each event loop.
         dense_fields: Further dense embeddings: column name to settings, `dim` and optionally
             `metric_type`, `type` (`DataType.FLOAT_VECTOR`, `FLOAT16_VECTOR`, `BFLOAT16_VECTOR`,
@@ -314,7 +315,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
             "dense_fields": check_dense_fields(dense_fields),
             "client_options": client_options,
         }
-        check_modes(enable_dense, enable_sparse, sparse_embedding_function)
+        check_modes(enable_dense, enable_sparse, sparse_embedding_function, dense_fields)
         check_distinct(arguments)
         ranker = ranker_of(hybrid_ranker, hybrid_ranker_params, "hybrid_ranker")
         if isinstance(ranker, Weighted) and len(ranker.weights) != 2 and not dense_fields:
