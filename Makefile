@@ -15,8 +15,8 @@ VENV := .venv
 VENV26 := .venv-pymilvus26
 VENVBENCH := .venv-bench
 # With the older line run the tests that meet the client, the others would repeat themselves.
-NOT_WITH_26 := benchmarks coalescing documentation examples filters filters_engines harness rankers ranking \
-	retrieval_quality retrievers rows slices sparse upstream_compatibility
+NOT_WITH_26 := benchmarks coalescing documentation examples filters filters_engines harness notebooks packaging \
+	applications rankers ranking retrieval_quality retrievers rows slices sparse upstream_compatibility
 # On standalone, where a collection takes seconds to make, those that matter most.
 STANDALONE_WITH_26 := add coalesced_operations insert_message llama_index
 INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt

