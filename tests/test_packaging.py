@@ -1,0 +1,447 @@
+"""What a user installs: wheel, sdist, their metadata, and the wheel in a new environment.
+
+The environment is made once, without extras, and grows from test to test: the order matters. Not
+installed are the extras that bring gigabytes (`huggingface`, `demo`) or a whole Jupyter
+(`notebook`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.metadata import Metadata
+from packaging.specifiers import SpecifierSet
+
+from tests.fixtures.servers import LiteServer
+from tests.fixtures.upstream import NO_NETWORK
+from tests.fixtures.upstream import REQUIREMENT as UPSTREAM
+
+for tool in ("build", "hatchling", "readme_renderer.markdown", "twine"):
+    pytest.importorskip(tool, reason=f"{tool} is not installed; the extra dev brings it")
+
+# The first test with the environment also pays for making it.
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "llama_index_milvus_async"
+ALIAS = "llama_index/vector_stores/milvus_async"
+# In the repository, not in the sdist.
+NOT_SHIPPED = (".ci/",)
+EXTRAS = {"demo", "dev", "huggingface", "lite", "openai", "opentelemetry", "test"}
+# pip 26 has another name for a host that it cannot find.
+NO_INDEX = (*NO_NETWORK, "NameResolutionError")
+IMPORT_MILLISECONDS = 50
+IMPORTS = 5
+ATTEMPTS = 3
+
+# A store on the URI it is given; prints what it found as JSON.
+USE_A_STORE = """
+import asyncio, json, sys
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.vector_stores import VectorStoreQuery
+from llama_index.vector_stores.milvus_async import MilvusVectorStore
+
+VECTORS = {"east": [1.0, 0.0], "north": [0.0, 1.0]}
+QUERY = VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=2)
+NODES = [
+    TextNode(
+        id_=name,
+        text=f"to the {name}",
+        embedding=vector,
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"document-{name}")},
+    )
+    for name, vector in VECTORS.items()
+]
+
+async def main():
+    async with MilvusVectorStore(uri=sys.argv[1], dim=2, consistency_level="Strong") as store:
+        added = await store.async_add(NODES)
+        both = await store.aquery(QUERY)
+        await store.adelete("document-east")
+        left = await store.aquery(QUERY)
+        await store.aclear()
+        texts = [node.get_content() for node in both.nodes]
+        print(json.dumps([added, both.ids, texts, left.ids]))
+
+asyncio.run(main())
+"""
+FOUND = [["east", "north"], ["east", "north"], ["to the east", "to the north"], ["north"]]
+
+# CPU time, in milliseconds: unlike wall-clock time it hardly counts what else runs here.
+TIME_THE_IMPORT = """
+import time
+import llama_index.core, pymilvus
+start = time.thread_time()
+import llama_index_milvus_async
+print(1000 * (time.thread_time() - start))
+"""
+
+NAME_INSTALLED_FILES = """
+import importlib.metadata
+for file in importlib.metadata.files("llama-index-milvus-async"):
+    print(file.locate())
+"""
+
+
+class Distributions:
+    """Wheel and sdist of a clean copy, and the wheel that the sdist makes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = project_files()
+        self.source = folder / "source"
+        for name in self.files:
+            (self.source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.source / name)
+        build("--wheel", "--sdist", self.source, folder / "dist")
+        (self.wheel,) = (folder / "dist").glob("*.whl")
+        (self.sdist,) = (folder / "dist").glob("*.tar.gz")
+
+        with tarfile.open(self.sdist) as archive:
+            archive.extractall(folder / "unpacked", filter="data")
+        (self.unpacked,) = (folder / "unpacked").iterdir()
+        build("--wheel", self.unpacked, folder / "dist-of-sdist")
+        (self.wheel_of_sdist,) = (folder / "dist-of-sdist").glob("*.whl")
+
+        self.contents = contents(self.wheel)
+        (info,) = {name.split("/")[0] for name in self.contents if ".dist-info/" in name}
+        self.info = info
+        self.metadata = Metadata.from_email(self.contents[f"{info}/METADATA"])
+
+
+class Environment:
+    """A virtual environment, in which nothing is but what pip installs for its user."""
+
+    def __init__(self, folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        self.folder = folder
+        self.python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+    def pip(self, command: str, *arguments: str) -> None:
+        """Runs pip; skips the test where pip cannot reach its index."""
+        result = self.run("-m", "pip", command, "--quiet", *arguments)
+        if result.returncode and any(sign in result.stderr for sign in NO_INDEX):
+            pytest.skip("the package index cannot be reached to fill the new environment")
+        assert result.returncode == 0, result.stderr
+
+    def install(self, *arguments: str) -> None:
+        # Byte code is made of the few modules that are imported, when they are.
+        self.pip("install", "--no-compile", *arguments)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        # Isolated: neither the checkout nor PYTHONPATH is looked into.
+        return subprocess.run(
+            [str(self.python), "-I", *arguments],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        )
+
+    def output(self, *arguments: str) -> str:
+        result = self.run(*arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+
+def project_files() -> list[str]:
+    """The files that are tracked, and those that are new and not ignored."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("only a git checkout says which files belong to the project")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
+    return sorted(name for name in listed.stdout.split("\0") if (ROOT / name).is_file())
+
+
+def build(*arguments: str | Path) -> None:
+    """Builds a source folder, the last argument but one, into a folder, the last."""
+    *options, source, folder = map(str, arguments)
+    command = ["-m", "build", "--no-isolation", *options, "--outdir", folder, source]
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {info.filename: archive.read(info) for info in archive.infolist()}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    return Distributions(tmp_path_factory.mktemp("packaging"))
+
+
+@pytest.fixture(scope="module")
+def bare(built: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    """The environment with the wheel and without extras: 30 s, 400 MB."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    try:
+        environment = Environment(folder)
+        environment.install(str(built.wheel))
+        environment.output("-c", f"import {PACKAGE}")  # makes the byte code
+        yield environment
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def with_lite(built: Distributions, bare: Environment) -> Environment:
+    bare.install(f"{built.wheel}[lite]")
+    return bare
+
+
+@pytest.fixture(scope="module")
+def with_extras(built: Distributions, with_lite: Environment) -> Environment:
+    with_lite.install(f"{built.wheel}[opentelemetry,openai]")
+    return with_lite
+
+
+# Wheel and sdist
+
+
+def test_the_sdist_makes_the_same_wheel(built: Distributions) -> None:
+    assert built.wheel_of_sdist.name == built.wheel.name
+    assert contents(built.wheel_of_sdist) == built.contents
+
+
+def test_the_sdist_has_every_file_of_the_project(built: Distributions) -> None:
+    shipped = {
+        path.relative_to(built.unpacked).as_posix()
+        for path in built.unpacked.rglob("*")
+        if path.is_file()
+    }
+    expected = {name for name in built.files if not name.startswith(NOT_SHIPPED)}
+    assert shipped == expected | {"PKG-INFO"}
+    needed = ("examples/data", "llama_index", "notebooks", "tests/fixtures")
+    assert all((built.unpacked / name).is_dir() for name in needed)
+
+
+def test_the_wheel_has_the_package_and_its_alias_only(built: Distributions) -> None:
+    modules = {name for name in built.files if name.startswith((f"{PACKAGE}/", f"{ALIAS}/"))}
+    info = {f"{built.info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
+    assert set(built.contents) == modules | info
+    assert {f"{PACKAGE}/py.typed", f"{ALIAS}/py.typed", f"{ALIAS}/__init__.py"} <= modules
+    assert built.wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_the_wheel_leaves_the_namespace_of_llama_index_open(built: Distributions) -> None:
+    # One of these would hide every other package of LlamaIndex.
+    closed = {"llama_index/__init__.py", "llama_index/vector_stores/__init__.py"}
+    assert not closed & {*built.contents, *built.files}
+
+
+# Metadata
+
+
+def test_twine_finds_nothing_to_say(built: Distributions) -> None:
+    command = [sys.executable, "-m", "twine", "--no-color", "check", "--strict"]
+    result = subprocess.run(
+        [*command, str(built.wheel), str(built.sdist)], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("PASSED") == 2, result.stdout
+
+
+def test_the_metadata_say_what_the_project_is(built: Distributions) -> None:
+    metadata = built.metadata
+    assert metadata.name == "llama-index-milvus-async"
+    assert built.wheel.name.startswith(f"{PACKAGE}-{metadata.version}-")
+    assert built.sdist.name == f"{PACKAGE}-{metadata.version}.tar.gz"
+    assert metadata.summary
+    assert metadata.license_expression == "MIT"
+    assert metadata.license_files == ["LICENSE"]
+    assert metadata.provides_extra is not None
+    assert set(metadata.provides_extra) >= EXTRAS
+    assert metadata.keywords is not None
+    assert {"llama-index", "milvus", "async"} <= set(metadata.keywords)
+    assert all(url.startswith("https://") for url in (metadata.project_urls or {}).values())
+    assert (built.unpacked / "PKG-INFO").read_bytes() == built.contents[f"{built.info}/METADATA"]
+
+
+def test_the_classifiers_name_the_supported_pythons(built: Distributions) -> None:
+    assert built.metadata.requires_python == SpecifierSet(">=3.10,<3.14")
+    prefix = "Programming Language :: Python :: 3."
+    classifiers = built.metadata.classifiers or []
+    named = {line.removeprefix(prefix) for line in classifiers if line.startswith(prefix)}
+    assert named == {"10", "11", "12", "13"}
+
+
+def test_without_extras_only_what_every_store_needs_is_required(built: Distributions) -> None:
+    required = {each.name for each in built.metadata.requires_dist or [] if not each.marker}
+    assert {"llama-index-core", "numpy", "pymilvus", "tqdm"} <= required
+    assert not {"milvus-lite", "nest-asyncio", "opentelemetry-api", "pytest", "torch"} & required
+
+
+def test_the_description_is_the_readme(built: Distributions) -> None:
+    metadata = built.metadata
+    assert metadata.description_content_type == "text/markdown"
+    assert metadata.description == (built.unpacked / "README.md").read_text("utf-8")
+
+
+def test_the_readme_renders(built: Distributions) -> None:
+    # With the renderer of PyPI; twine takes for granted that Markdown renders.
+    from readme_renderer import markdown
+
+    text = (built.unpacked / "README.md").read_text("utf-8")
+    html = markdown.render(text)
+    assert html is not None, "needs readme-renderer[md]"
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, html))
+
+    outside_of_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines = outside_of_code.splitlines()
+    rulers = [line for line in lines if re.fullmatch(r"\|[-|: ]*-[-|: ]*\|", line)]
+    assert count("<h1[ >]") == 1
+    assert count("<h2[ >]") == sum(line.startswith("## ") for line in lines)
+    assert count("<pre[ >]") == len(re.findall("^```.*?^```", text, re.DOTALL | re.MULTILINE))
+    assert count("<table[ >]") == len(rulers)
+    assert count("<tr[ >]") == sum(line.startswith("|") for line in lines) - len(rulers)
+
+
+def test_what_the_readme_links_to_is_in_the_sdist(built: Distributions) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", built.metadata.description or "")
+    files = [target.split("#")[0] for target in targets if "://" not in target]
+    missing = [file for file in files if file and not (built.unpacked / file).exists()]
+    assert not missing
+
+
+def test_extras_that_texts_and_messages_name_exist(built: Distributions) -> None:
+    named: dict[str, str] = {}  # and the last file that does
+    for name in built.files:
+        if name.endswith((".ipynb", ".md", ".py", ".toml", ".txt")):
+            text = (built.source / name).read_text("utf-8")
+            for extras in re.findall(r"llama-index-milvus-async\[([a-z0-9, -]+)\]", text):
+                named |= {extra.strip(): name for extra in extras.split(",")}
+    assert "lite" in named
+    existing = built.metadata.provides_extra or []
+    assert {extra: name for extra, name in named.items() if extra not in existing} == {}
+
+
+def test_the_changelog_has_an_entry_for_the_version(built: Distributions) -> None:
+    changelog = (built.unpacked / "CHANGELOG.md").read_text(encoding="utf-8")
+    parts = re.split(r"^## \[(.+?)\](?: - (.+))?$", changelog, flags=re.MULTILINE)
+    versions, dates, texts = parts[1::3], parts[2::3], parts[3::3]
+    assert versions[0] == "Unreleased"
+    assert versions[1] == str(built.metadata.version), "the newest version is another one"
+    assert re.fullmatch(r"unreleased|\d{4}-\d\d-\d\d", dates[1])
+    assert re.search(r"^- ", texts[1], flags=re.MULTILINE)
+
+
+# Installed without extras
+
+
+def test_nothing_optional_is_installed(bare: Environment) -> None:
+    optional = ["milvus_lite", "openai", "opentelemetry", "pytest", "torch"]
+    find = "import importlib.util, sys; print(*filter(importlib.util.find_spec, sys.argv[1:]))"
+    assert bare.output("-c", find, *optional).split() == []
+
+
+def test_the_import_warns_of_nothing(bare: Environment, built: Distributions) -> None:
+    # No warning of a dependency either: pymilvus 3.0 and llama-index-core 0.14 have none.
+    script = f"import {PACKAGE}; print({PACKAGE}.__version__)"
+    assert bare.output("-W", "error", "-c", script).strip() == str(built.metadata.version)
+
+
+def test_the_alias_is_the_package(bare: Environment) -> None:
+    # The alias first: it must not take the place of what LlamaIndex has beside it.
+    script = f"""
+import llama_index.vector_stores.milvus_async as alias
+import {PACKAGE} as package
+import llama_index.core, llama_index.core.ingestion, llama_index.core.vector_stores
+import llama_index.vector_stores
+
+assert alias.MilvusVectorStore is package.MilvusVectorStore
+assert alias.__all__ == package.__all__
+assert all(getattr(alias, name) is getattr(package, name) for name in package.__all__)
+for namespace in (llama_index, llama_index.vector_stores):
+    assert namespace.__file__ is None, "no namespace any more"
+"""
+    bare.output("-W", "error", "-c", script)
+
+
+def test_a_store_works_on_a_server(bare: Environment, lite_server: LiteServer) -> None:
+    assert json.loads(bare.output("-c", USE_A_STORE, lite_server.uri)) == FOUND
+
+
+def test_a_file_without_lite_is_told_what_to_install(bare: Environment, tmp_path: Path) -> None:
+    result = bare.run("-c", USE_A_STORE, str(tmp_path / "milvus.db"))
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"{PACKAGE}.errors.LiteNotInstalledError: ")
+    assert 'pip install "llama-index-milvus-async[lite]"' in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_import_adds_little_to_that_of_its_dependencies(bare: Environment) -> None:
+    medians = []
+    for _ in range(ATTEMPTS):
+        times = [float(bare.output("-c", TIME_THE_IMPORT)) for _ in range(IMPORTS)]
+        medians.append(statistics.median(times))
+        if medians[-1] < IMPORT_MILLISECONDS:
+            return
+    pytest.fail(f"medians of {IMPORTS} imports: {medians} ms, not below {IMPORT_MILLISECONDS}")
+
+
+# Installed with extras
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Milvus Lite has no build for Windows")
+def test_with_lite_a_store_works_on_a_file(with_lite: Environment, tmp_path: Path) -> None:
+    path = tmp_path / "milvus.db"
+    assert json.loads(with_lite.output("-c", USE_A_STORE, str(path))) == FOUND
+    assert path.exists()
+
+
+def test_with_opentelemetry_it_is_found(with_extras: Environment) -> None:
+    script = f"import sys, {PACKAGE}; print('opentelemetry.trace' in sys.modules)"
+    assert with_extras.output("-W", "error", "-c", script).strip() == "True"
+
+
+def test_with_openai_its_models_stand_beside_the_alias(with_extras: Environment) -> None:
+    script = """
+from llama_index.vector_stores.milvus_async import MilvusVectorStore
+from llama_index.embeddings.openai import OpenAIEmbedding
+from llama_index.llms.openai import OpenAI
+
+OpenAIEmbedding(api_key="none"), OpenAI(api_key="none"), MilvusVectorStore(dim=8)
+"""
+    with_extras.output("-c", script)
+
+
+def test_with_extras_a_store_works_on_a_server(
+    with_extras: Environment, lite_server: LiteServer
+) -> None:
+    assert json.loads(with_extras.output("-c", USE_A_STORE, lite_server.uri)) == FOUND
+
+
+def test_the_environment_is_consistent(with_extras: Environment) -> None:
+    with_extras.pip("check")
+
+
+def test_uninstalled_it_leaves_upstream_alone_and_nothing_behind(with_extras: Environment) -> None:
+    # Upstream wants an older pymilvus, so that it is only looked for, not imported.
+    find = "import importlib.util, sys; print(importlib.util.find_spec(sys.argv[1]) is not None)"
+    upstream, ours = "llama_index.vector_stores.milvus", "llama_index.vector_stores.milvus_async"
+    with_extras.install("--no-deps", UPSTREAM)
+    assert with_extras.output("-c", find, upstream).strip() == "True"
+    assert with_extras.output("-c", find, ours).strip() == "True"
+
+    installed = [Path(line) for line in with_extras.output("-c", NAME_INSTALLED_FILES).splitlines()]
+    assert all(path.exists() for path in installed if path.suffix == ".py")
+    with_extras.pip("uninstall", "--yes", "llama-index-milvus-async")
+    assert not [path for path in installed if path.exists()]
+    assert with_extras.output("-c", find, upstream).strip() == "True"
+    assert with_extras.output("-c", find, ours).strip() == "False"
+    with_extras.output("-c", "import llama_index.core")
