@@ -165,7 +165,8 @@ class PartialWriteError(ServerError):
 
     Attributes:
         written: Ids of the nodes whose batch Milvus acknowledged.
-        not_written: Ids of the nodes whose batch failed or was not sent.
+        not_written: Ids of the nodes whose batch failed or was not sent. Where adding again does no
+            harm, with `upsert_mode` and on Milvus Lite, also those that may have been written.
     """
 
     def __init__(

@@ -1,0 +1,334 @@
+"""A search service: FastAPI in front of one store that all requests share.
+
+    uvicorn examples.fastapi_service:app
+    MILVUS_URI=http://localhost:19530 uvicorn examples.fastapi_service:app
+
+    curl localhost:8000/documents --json '{"id": "tea", "text": "The Hatter pours tea."}'
+    curl 'localhost:8000/search?q=Who+pours+tea&top_k=3&mode=hybrid'
+    curl localhost:8000/stats
+
+Requests that wait at the same time share the runs of the embedding model (`Embedder`) and then,
+by the store's own doing, RPCs: `/stats` shows how many. The service starts without Milvus as well,
+says 503 until it is there, and needs no restart then.
+
+Settings are environment variables: MILVUS_URI (a file of Milvus Lite by default, which one process
+at a time can open: no `--workers`), MILVUS_TOKEN, MILVUS_COLLECTION, MILVUS_TIMEOUT in seconds for
+each request of ours, and MILVUS_SPARSE=0 for a server before Milvus 2.5 or a collection without
+full text, where `mode` is "default" or "mmr".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+from weakref import WeakValueDictionary
+
+# pymilvus reads MILVUS_URI as well, while it is imported, and refuses the path of a file in it.
+MILVUS_URI = os.environ.pop("MILVUS_URI", "") or "./fastapi_service.db"
+INSTALL = 'pip install "llama-index-milvus-async[examples]"'
+
+try:
+    from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+    from llama_index.core.node_parser import SentenceSplitter
+    from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+    from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+    from pydantic import BaseModel, Field
+
+    from examples.async_rag import CHUNK_OVERLAP, CHUNK_SIZE, load_embed_model
+    from llama_index_milvus_async import MilvusVectorStore
+    from llama_index_milvus_async.errors import (
+        FilterError,
+        MilvusVectorStoreError,
+        NodeError,
+        QueryError,
+        RequestTimeoutError,
+        UnreachableError,
+    )
+except ImportError as error:
+    print(f"fastapi_service.py: {error}. Install what it needs: {INSTALL}", file=sys.stderr)
+    sys.exit(2)
+
+logger = logging.getLogger("uvicorn.error")  # uvicorn's log of everything but requests
+
+#: Most texts of one run of the model, so that a query need not wait long behind documents.
+MAX_EMBEDDED = 32
+#: Seconds that Milvus has to answer /health.
+HEALTH_TIMEOUT = 3.0
+
+Text = Annotated[str, Field(min_length=1, max_length=1_000_000, pattern=r"\S")]
+DocumentId = Annotated[str, Field(min_length=1, max_length=500)]
+Mode = Literal["default", "mmr", "text_search", "sparse", "hybrid"]
+
+
+class Document(BaseModel):
+    """What a client stores; a document with the same id is replaced."""
+
+    id: DocumentId
+    text: Text
+    metadata: dict[str, Any] = {}
+
+
+class Stored(BaseModel):
+    """The answer to a document."""
+
+    id: str
+    passages: int
+
+
+class Found(BaseModel):
+    """A passage that a search has found."""
+
+    document: str | None
+    score: float
+    text: str
+    metadata: dict[str, Any]
+
+
+class Embedder:
+    """An embedding model that serves concurrent callers.
+
+    It works in a thread, so that the event loop goes on, and in one at a time, because tokenizers
+    are not made for more. Texts that arrive while it works are its next batch, so that callers
+    who came together leave together: their requests to Milvus then share RPCs, too.
+
+    Args:
+        embed: Makes embeddings of texts; blocks.
+        thread: Where it runs.
+    """
+
+    def __init__(
+        self, embed: Callable[[list[str]], list[list[float]]], thread: ThreadPoolExecutor
+    ) -> None:
+        self._embed = embed
+        self._thread = thread
+        self._waiting: deque[tuple[str, asyncio.Future[list[float]]]] = deque()
+        self._work: asyncio.Task[None] | None = None
+
+    async def embed(self, texts: list[str]) -> list[list[float]]:
+        """Embeddings of the texts, in their order."""
+        futures = [asyncio.get_running_loop().create_future() for _ in texts]
+        self._waiting.extend(zip(texts, futures, strict=True))
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._embed_waiting())
+        return await asyncio.gather(*futures)
+
+    async def _embed_waiting(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(MAX_EMBEDDED, len(self._waiting)))]
+            texts = [text for text, _ in batch]
+            loop = asyncio.get_running_loop()
+            try:
+                embeddings = await loop.run_in_executor(self._thread, self._embed, texts)
+            except Exception as error:
+                for _, future in batch:
+                    if not future.done():  # its caller may have gone
+                        future.set_exception(error)
+            else:
+                for (_, future), embedding in zip(batch, embeddings, strict=True):
+                    if not future.done():
+                        future.set_result(embedding)
+
+
+class Library:
+    """Documents in a store, in passages of a size that the embedding model reads."""
+
+    def __init__(self, store: MilvusVectorStore, texts: Embedder, queries: Embedder) -> None:
+        self.store = store
+        self._texts = texts
+        self._queries = queries
+        self._splitter = SentenceSplitter(chunk_size=CHUNK_SIZE, chunk_overlap=CHUNK_OVERLAP)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def put(self, document: Document) -> int:
+        """Store a document in place of a former one of its id; returns the number of passages.
+
+        The former one stays where this one is refused, and is never missing in between.
+        """
+        texts = await asyncio.to_thread(self._splitter.split_text, document.text)
+        embeddings = await self._texts.embed(texts)
+        source = RelatedNodeInfo(node_id=document.id, metadata={"passages": len(texts)})
+        nodes = [
+            TextNode(
+                id_=_passage_id(document.id, number),
+                text=text,
+                embedding=embedding,
+                metadata=document.metadata,
+                relationships={NodeRelationship.SOURCE: source},
+            )
+            for number, (text, embedding) in enumerate(zip(texts, embeddings, strict=True))
+        ]
+        async with self._lock(document.id):
+            former = await self.store.aget_nodes([_passage_id(document.id, 0)])
+            await self.store.async_add(nodes)
+            if former and former[0].source_node is not None:
+                count = former[0].source_node.metadata.get("passages", 0)
+                surplus = range(len(nodes), count)
+                await self.store.adelete_nodes([_passage_id(document.id, n) for n in surplus])
+        return len(nodes)
+
+    async def delete(self, document_id: str) -> None:
+        """Delete a document; that it is not there is no error."""
+        async with self._lock(document_id):
+            await self.store.adelete(document_id)
+
+    async def search(self, text: str, top_k: int, mode: Mode) -> list[Found]:
+        """Find the passages nearest to a text, best first."""
+        embedding = None
+        if mode not in ("text_search", "sparse"):
+            [embedding] = await self._queries.embed([text])
+        query = VectorStoreQuery(
+            query_str=text,
+            query_embedding=embedding,
+            mode=VectorStoreQueryMode(mode),
+            similarity_top_k=top_k,
+            sparse_top_k=top_k,
+            hybrid_top_k=top_k,
+        )
+        result = await self.store.aquery(query)
+        return [
+            Found(document=n.ref_doc_id, score=score, text=n.get_content(), metadata=n.metadata)
+            for n, score in zip(result.nodes or [], result.similarities or [], strict=True)
+        ]
+
+    def _lock(self, document_id: str) -> asyncio.Lock:
+        """Versions of a document are written one after the other, or their passages would mix."""
+        return self._locks.setdefault(document_id, asyncio.Lock())
+
+
+def _passage_id(document_id: str, number: int) -> str:
+    return f"{document_id}#{number}"
+
+
+def library_of(request: Request) -> Library:
+    """The library that the lifespan has opened."""
+    library: Library = request.state.library
+    return library
+
+
+TheLibrary = Annotated[Library, Depends(library_of)]
+router = APIRouter()
+
+
+@router.post("/documents", status_code=201)
+async def store_document(document: Document, library: TheLibrary) -> Stored:
+    """Store a document, or replace it."""
+    return Stored(id=document.id, passages=await library.put(document))
+
+
+@router.delete("/documents/{document_id:path}", status_code=204)
+async def delete_document(document_id: Annotated[DocumentId, Path()], library: TheLibrary) -> None:
+    """Delete a document; 204 also where there is none."""
+    await library.delete(document_id)
+
+
+@router.get("/search")
+async def search(
+    library: TheLibrary,
+    q: Annotated[Text, Query(max_length=10_000)],
+    top_k: Annotated[int, Query(ge=1, le=100)] = 5,
+    mode: Mode = "default",
+) -> list[Found]:
+    """Find passages: by meaning, by words (`text_search`), or by both (`hybrid`)."""
+    return await library.search(q, top_k, mode)
+
+
+@router.get("/health")
+async def health(library: TheLibrary) -> dict[str, str]:
+    """200 where Milvus answers a read, 503 where it does not."""
+    read = library.store.aget_nodes(["health"], timeout=HEALTH_TIMEOUT)
+    try:
+        await asyncio.wait_for(read, HEALTH_TIMEOUT)
+    except asyncio.TimeoutError as error:
+        raise UnreachableError("health", f"no answer in {HEALTH_TIMEOUT} s") from error
+    return {"status": "ok"}
+
+
+@router.get("/stats")
+async def stats(library: TheLibrary) -> dict[str, dict[str, int | float]]:
+    """Calls and RPCs of each kind since the start."""
+    return {
+        kind: {**asdict(counts), "items_per_rpc": counts.items_per_rpc}
+        for kind, counts in library.store.stats().items()
+    }
+
+
+async def answer_store_error(request: Request, error: Exception) -> JSONResponse:
+    """What the client can mend is told; what concerns the server is in its log only."""
+    if isinstance(error, (NodeError, FilterError, QueryError)):
+        return JSONResponse({"detail": str(error)}, 422)
+    logger.error("%s %s: %s", request.method, request.url.path, error)
+    if isinstance(error, UnreachableError):
+        detail = "The database cannot be reached; try again later."
+        return JSONResponse({"detail": detail}, 503, {"Retry-After": "5"})
+    if isinstance(error, RequestTimeoutError):
+        return JSONResponse({"detail": "The database did not answer in time."}, 504)
+    return JSONResponse({"detail": "The database refused; the service's log says why."}, 500)
+
+
+async def answer_bad_request(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's own answer repeats the input, which may be long, and no JSON (NaN, half emoji)."""
+    assert isinstance(error, RequestValidationError)
+    problems = [{key: one[key] for key in ("loc", "msg", "type")} for one in error.errors()]
+    return JSONResponse({"detail": problems}, 422)
+
+
+def create_app(embed_model: BaseEmbedding | None = None) -> FastAPI:
+    """Build the service.
+
+    Args:
+        embed_model: By default that of `async_rag.py`, loaded when the service starts.
+
+    Raises:
+        ValueError: One of the settings is not allowed.
+    """
+    configured = MilvusVectorStore(
+        uri=MILVUS_URI,
+        token=os.environ.get("MILVUS_TOKEN", ""),
+        collection_name=os.environ.get("MILVUS_COLLECTION", "fastapi_service"),
+        enable_sparse=os.environ.get("MILVUS_SPARSE", "1") != "0",
+        upsert_mode=True,
+        # A server that was lost is looked for this long, and then a request fails.
+        timeout=float(os.environ.get("MILVUS_TIMEOUT", "10")),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        model = embed_model or await asyncio.to_thread(load_embed_model, None)
+
+        def embed_queries(queries: list[str]) -> list[list[float]]:
+            return [model.get_query_embedding(query) for query in queries]
+
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedding") as thread:
+            texts = Embedder(model.get_text_embedding_batch, thread)
+            queries = Embedder(embed_queries, thread)
+            [sample] = await queries.embed(["How many dimensions?"])
+            async with aclosing(configured.model_copy(update={"dim": len(sample)})) as store:
+                try:
+                    await store.aconnect()
+                except MilvusVectorStoreError as error:
+                    logger.error("%s. The service starts, and tries again at each request.", error)
+                yield {"library": Library(store, texts, queries)}
+
+    app = FastAPI(title="Search on Milvus", lifespan=lifespan)
+    app.include_router(router)
+    app.add_exception_handler(MilvusVectorStoreError, answer_store_error)
+    app.add_exception_handler(RequestValidationError, answer_bad_request)
+    return app
+
+
+try:
+    app = create_app()
+except ValueError as error:
+    print(f"fastapi_service.py: in the settings MILVUS_...: {error}", file=sys.stderr)
+    sys.exit(2)
