@@ -167,7 +167,7 @@ REFUSED = (FilterError, QueryError, ServerError)
 BROKEN = (UnreachableError, RequestTimeoutError)
 
 
-def attacking(engine, examples=150):
+def attacking(engine, examples=100):
     """Settings of a property: fewer examples where a Strong read waits for a tick."""
     count = examples if engine.is_lite else examples // 5
     checks = list(HealthCheck)
@@ -393,7 +393,7 @@ def doomed(make_shared_store):
 
 
 def test_nothing_deletes_the_rows_of_another_tenant(doomed, engine):
-    @attacking(engine, 100)
+    @attacking(engine, 60)
     @given(FILTERS, st.lists(ATTACKS | st.sampled_from(sorted(ALL_OTHER)), max_size=3))
     def run(filters, ids):
         attempt(lambda: doomed.delete_nodes(filters=restricted(filters)))
@@ -411,7 +411,7 @@ def test_a_delete_by_ids_deletes_those_alone(doomed, engine):
         assert rows_left(doomed) >= ALL_OTHER - set(ids)
 
     run(CLASSICS)
-    attacking(engine, 100)(given(st.lists(ATTACKS, min_size=1, max_size=4))(run))()
+    attacking(engine, 60)(given(st.lists(ATTACKS, min_size=1, max_size=4))(run))()
 
 
 def test_a_delete_in_a_partition_stays_there(doomed, engine):
@@ -442,7 +442,7 @@ async def test_attacks_that_delete_at_the_same_time(doomed):
 
 
 def test_every_expression_is_understood_or_refused_before_it_is_sent(shared_rows, engine):
-    @attacking(engine, 300)
+    @attacking(engine, 200)
     @given(FILTERS, SCALAR_FILTERS)
     def run(filters, scalar_filters):
         with contextlib.suppress(FilterError, QueryError):

@@ -213,7 +213,7 @@ async def test_rows_that_together_are_larger_than_a_response(large, coloured, en
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     store = coloured(large)
     ids = [f"node-{i}" for i in range(LARGE)]
-    options = {"timeout": 8, **level(large)}
+    options = {"timeout": 4, **level(large)}
     if how == "query":
         nodes = (await store.query(asked(LARGE), **options)).nodes
     elif how == "ids":
@@ -234,7 +234,7 @@ async def test_a_message_that_is_too_large_is_not_sent_again(large, coloured, co
     asking = asked(LARGE) if how == "response" else asked()
     expression = f'text != "{"x" * MAX_REQUEST}"' if how == "request" else None
     with pytest.raises(ServerError, match="larger than max") as caught:
-        await store.query(asking, string_expr=expression, timeout=8, **level(large))
+        await store.query(asking, string_expr=expression, timeout=4, **level(large))
     assert len(str(caught.value)) < 2_000
     assert (await store.query(asked(), **level(large))).ids
     assert type(caught.value) is ServerError
@@ -491,7 +491,7 @@ async def test_a_server_with_too_much_to_do_is_given_time(make_store, engine, co
 @pytest.mark.timeout(60)
 async def test_a_server_that_never_has_time_is_a_time_out(make_store, engine):
     with recording(engine.uri) as recorder:
-        async with make_store(uri=recorder.uri, timeout=3) as store:
+        async with make_store(uri=recorder.uri, timeout=1) as store:
             recorder.intercept = refusing(10**9, "quota exceeded")
             began = time.monotonic()
             with pytest.raises(RequestTimeoutError):
