@@ -18,7 +18,11 @@ from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQue
 from pymilvus.client.connection_manager import AsyncConnectionManager
 
 from llama_index_milvus_async import MilvusVectorStore
-from llama_index_milvus_async.errors import ConfigurationError, RequestTimeoutError
+from llama_index_milvus_async.errors import (
+    ConfigurationError,
+    RequestTimeoutError,
+    WriteOutcomeUnknownError,
+)
 from tests.fixtures.stores import DIM, make_nodes
 
 SECONDS_TO_WAIT = 60
@@ -472,8 +476,10 @@ async def test_timeout_of_a_call_ends_it(reopen, recorder, coloured, operation):
         "add": lambda: store.add(make_nodes(1, prefix="held"), timeout=0.3),
         "delete_nodes": lambda: store.delete_nodes(["held-0"], timeout=0.3),
     }
-    with pytest.raises(RequestTimeoutError, match="in time"):
+    # Rows that are under way to a server, which would keep them twice, may be there or not.
+    with pytest.raises((RequestTimeoutError, WriteOutcomeUnknownError), match="in time") as raised:
         await calls[operation]()
+    assert isinstance(raised.value, RequestTimeoutError) or operation == "add"
     opened.set()
     recorder.intercept = None
     assert len((await store.query(query())).ids) == 4
