@@ -56,7 +56,7 @@ def where(key, operator, value):
 
 @pytest.fixture(scope="module")
 def crowd(make_shared_store):
-    """A store with more rows than a search may return, written in one call and "one" batch."""
+    """A store with more rows than a search may return, written in one call and one batch."""
     store = make_shared_store(timeout=100, batch_size=10 * ROWS)
     nodes = make_nodes(ROWS, number=lambda i: i)
     store.add(nodes)
