@@ -18,6 +18,7 @@ from pymilvus import DataType
 from llama_index_milvus_async import IndexManagement, MilvusVectorStore
 from llama_index_milvus_async.errors import ConfigurationError, MilvusVectorStoreError
 from llama_index_milvus_async.sparse import BM25BuiltInFunction
+from tests.fixtures.labels import label
 
 # The signature of upstream 1.2.0: names, order and defaults.
 UPSTREAM = {
@@ -348,7 +349,7 @@ def test_repr_and_str_show_address_and_collection():
         ({"timeout": float("inf")}, r"timeout is inf; it must be a number of seconds above 0"),
         ({"timeout": float("nan")}, r"timeout is nan; it must be a number of seconds above 0"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_an_argument_that_is_not_allowed_is_refused_with_what_is(arguments, sentence):
     with pytest.raises(ConfigurationError, match=sentence) as caught:
@@ -375,7 +376,7 @@ def test_an_argument_that_is_not_allowed_is_refused_with_what_is(arguments, sent
         {"hybrid_ranker": "WeightedRanker"},
         {"scalar_field_names": [], "scalar_field_types": []},
     ],
-    ids=str,
+    ids=label,
 )
 def test_what_is_allowed_is_taken(arguments):
     store = MilvusVectorStore(**arguments)

@@ -37,6 +37,7 @@ from llama_index_milvus_async import (
     QueryError,
     ServerError,
 )
+from tests.fixtures.labels import label
 from tests.fixtures.stores import DIM, Coloured, collection_name, make_nodes
 
 lite = pytest.mark.engines("lite")
@@ -1390,7 +1391,7 @@ async def test_the_metric_of_an_index_config(with_index, raw, metric):
         ({"index_type": "BIN_FLAT"}, "binary vector"),
         ({"index_type": "FLAT", "metric_type": "HAMMING"}, "metric type"),
     ],
-    ids=str,
+    ids=label,
 )
 async def test_wrong_parameters_are_the_server_s_error(with_index, coloured, config, message):
     store = coloured(with_index(index_config=config))

@@ -37,6 +37,7 @@ from llama_index_milvus_async import (
 from llama_index_milvus_async._expressions import Dialect
 from llama_index_milvus_async.errors import EncoderError
 from llama_index_milvus_async.sparse import BaseSparseEmbeddingFunction, BM25BuiltInFunction
+from tests.fixtures.labels import label
 from tests.fixtures.stores import DIM, collection_name, make_nodes, store_factory
 
 DEFAULT, SPARSE, TEXT_SEARCH, HYBRID, MMR = (
@@ -626,7 +627,7 @@ async def test_a_bad_alpha_is_refused(unconnected, coloured, mode, alpha):
         {"similarity_top_k": 20, "hybrid_top_k": 2},
         {"similarity_top_k": 1, "hybrid_top_k": N},
     ],
-    ids=str,
+    ids=label,
 )
 @pytest.mark.parametrize("offset", [0, 3])
 async def test_numbers_of_hits(either, coloured, top_ks, offset):
@@ -656,7 +657,7 @@ ONE_LEG = [
 @pytest.mark.parametrize(
     ("top_ks", "offset"),
     ONE_LEG,
-    ids=str,
+    ids=label,
 )
 @pytest.mark.parametrize("alpha", [0, 1])
 async def test_numbers_of_hits_of_one_leg(either, coloured, top_ks, offset, alpha):
@@ -677,7 +678,7 @@ async def test_numbers_of_hits_of_one_leg(either, coloured, top_ks, offset, alph
         ({"similarity_top_k": 7, "sparse_top_k": 4}, 4),
         ({"similarity_top_k": 4, "hybrid_top_k": 7}, 4),
     ],
-    ids=str,
+    ids=label,
 )
 async def test_numbers_of_sparse_hits(either, coloured, mode, top_ks, limit):
     query = query_for(mode, **top_ks)
@@ -1028,7 +1029,7 @@ async def test_the_number_of_weights_has_to_fit(either, coloured, weights):
         (RRFRanker(0), "has k=0"),
         (WeightedRanker(2, 1), r"has weights=\[2, 1\]"),
     ],
-    ids=str,
+    ids=label,
 )
 async def test_what_is_no_ranker_is_refused_and_named(encoded, coloured, ranker, message):
     for mode in (HYBRID, MMR):
@@ -1165,7 +1166,7 @@ GROUPINGS = [
 
 
 @lite
-@pytest.mark.parametrize(("limit", "options"), GROUPINGS, ids=str)
+@pytest.mark.parametrize(("limit", "options"), GROUPINGS, ids=label)
 @pytest.mark.parametrize("mode", [DEFAULT, SPARSE, HYBRID])
 async def test_groups(either, coloured, mode, limit, options):
     query = query_for(mode, similarity_top_k=N, sparse_top_k=N, hybrid_top_k=limit)
@@ -1232,7 +1233,7 @@ async def test_an_unknown_field_to_group_by_surfaces_with_the_server_s_reason(ei
         ({"group_by_field": "kind", "group_size": True}, "group_size is True"),
         ({"group_by_field": "kind", "group_size": 1.5}, r"group_size is 1\.5"),
     ],
-    ids=str,
+    ids=label,
 )
 async def test_a_bad_group_size_is_refused(unconnected, coloured, options, message):
     with pytest.raises(QueryError, match=message):
@@ -1584,7 +1585,7 @@ async def test_single_adds_and_queries_share_calls_of_the_encoder(make_encoded):
 
 
 @lite
-@pytest.mark.parametrize(("mode", "alpha"), [(DEFAULT, None), (HYBRID, 1), (MMR, None)], ids=str)
+@pytest.mark.parametrize(("mode", "alpha"), [(DEFAULT, None), (HYBRID, 1), (MMR, None)], ids=label)
 async def test_what_needs_no_encoding_is_not_encoded(make_encoded, coloured, mode, alpha):
     encoder = BagOfWords()
     store = coloured(make_encoded(encoder))
@@ -1709,7 +1710,7 @@ MALFORMED = [
 
 
 @lite
-@pytest.mark.parametrize(("vector", "message"), MALFORMED, ids=str)
+@pytest.mark.parametrize(("vector", "message"), MALFORMED, ids=label)
 async def test_a_malformed_vector_is_an_error_that_names_it(
     make_encoded, coloured, vector, message
 ):
@@ -1812,7 +1813,7 @@ async def test_a_caller_that_leaves_does_not_disturb_the_others(make_encoded):
             "sparse_embedding_field is 'embedding', the name of embedding_field already",
         ),
     ],
-    ids=str,
+    ids=label,
 )
 def test_arguments_that_do_not_fit_are_refused(kwargs, message):
     with pytest.raises(ConfigurationError, match=message):

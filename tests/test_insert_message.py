@@ -15,6 +15,7 @@ from pymilvus.client.prepare import Prepare
 from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 from llama_index_milvus_async import _insert_message
+from tests.fixtures.labels import label
 from tests.fixtures.stores import make_nodes
 
 DIM = 3
@@ -117,7 +118,7 @@ GOOD: dict[str, Any] = {
         {"text": None},
         {"metadata": object()},
     ],
-    ids=str,
+    ids=label,
 )
 def test_what_it_cannot_pack_is_left_to_pymilvus(change: dict[str, Any]) -> None:
     assert build(milvus_pb2.InsertRequest, [GOOD, {**GOOD, **change}]) is None

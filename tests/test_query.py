@@ -30,6 +30,7 @@ from llama_index_milvus_async import (
     ScalarMetadataFilters,
     ServerError,
 )
+from tests.fixtures.labels import label
 from tests.fixtures.stores import collection_name, make_nodes
 
 N = 60
@@ -437,7 +438,7 @@ def build_index(store):
         {"milvus_search_config": {"ef": 200}},
         {"milvus_search_config": {}},
     ],
-    ids=str,
+    ids=label,
 )
 @pytest.mark.parametrize("top_k", [1, 40, N + 100])
 async def test_an_hnsw_index_finds_top_k_also_beyond_ef(hnsw_store, coloured, top_k, kwargs):
@@ -734,7 +735,7 @@ async def test_a_missing_embedding_is_refused(store, coloured, mode, embedding):
         ([[0.1], [0.1, 0.2]], "query_embedding is no list of numbers"),
         ("embedding", "query_embedding is no list of numbers"),
     ],
-    ids=str,
+    ids=label,
 )
 async def test_a_bad_embedding_is_refused_and_described(store, coloured, embedding, message):
     with pytest.raises(QueryError, match=message):

@@ -20,6 +20,7 @@ from llama_index_milvus_async._ranking import (
     similarity,
 )
 from llama_index_milvus_async.errors import ConfigurationError, QueryError
+from tests.fixtures.labels import label
 
 METRICS = ["COSINE", "IP", "L2", "BM25", "HAMMING", "JACCARD"]
 FALLING = ["L2", "HAMMING", "JACCARD"]  # a larger distance is less similar
@@ -154,7 +155,7 @@ def test_relative_scores_have_no_unit(legs, scale, shift):
         (WeightedRanker(0.7, 0.3), None, Weighted((0.7, 0.3))),
         (WeightedRanker(0.7, 0.3, norm_score=False), {}, Weighted((0.7, 0.3), normalize=False)),
     ],
-    ids=repr,
+    ids=label,
 )
 def test_rankers(value, params, expected):
     assert ranker_of(value, params, "hybrid_ranker") == expected
@@ -224,7 +225,7 @@ def test_a_ranker_is_what_pymilvus_makes_of_it(ranker):
             "^here is a function of type BM25; it must be of type RERANK",
         ),
     ],
-    ids=str,
+    ids=label,
 )
 def test_what_is_no_ranker_is_refused_and_named(value, params, message):
     with pytest.raises(ConfigurationError, match=message):

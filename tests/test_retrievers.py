@@ -40,6 +40,7 @@ from llama_index.core.vector_stores.types import (
 from pymilvus import RRFRanker
 
 from llama_index_milvus_async import QueryError
+from tests.fixtures.labels import label
 from tests.fixtures.words import DIM, WordEmbedding
 
 lite = pytest.mark.engines("lite")
@@ -231,7 +232,7 @@ async def test_alpha_one_is_dense_and_zero_is_sparse(index, colour):
         {"filters": MetadataFilters(filters=[MetadataFilter(key="topic", value="chess")])},
         {"doc_ids": ["chess", "tea"], "sparse_top_k": 2, "hybrid_top_k": 4, "alpha": 0.3},
     ],
-    ids=str,
+    ids=label,
 )
 async def test_hybrid_arguments_reach_the_store(index, filled, colour, kwargs):
     retriever = index.as_retriever(similarity_top_k=6, vector_store_query_mode="hybrid", **kwargs)
@@ -363,7 +364,7 @@ def condition(key, operator, value):
         ([condition("topic", "==", "tea"), condition("year", ">", 1800)], []),
         ([condition("nothing", "==", "x")], []),
     ],
-    ids=str,
+    ids=label,
 )
 async def test_filters_of_the_model_apply(index, colour, filters, expected):
     retriever = auto(index, {"query": QUESTION, "filters": filters})
