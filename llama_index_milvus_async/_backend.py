@@ -8,48 +8,40 @@ them on an `AsyncMilvusClient` of the running loop; `SyncBackend`'s coroutines c
 from __future__ import annotations
 
 import asyncio
-import base64
-import itertools
 import logging
-import math
-import os
-import threading
-import time
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pymilvus import AnnSearchRequest, AsyncMilvusClient, CollectionSchema, MilvusClient
+from pymilvus import AnnSearchRequest, AsyncMilvusClient, CollectionSchema
 from pymilvus.client.types import LoadState
 from pymilvus.milvus_client.index import IndexParams
 
 from . import _insert_message, _search_response, _single_attempt
-from ._coalescing import MAX_RESENDS, Coalescer, Kind, KindStats, pause_after
-from ._failures import is_overload, is_refusal_of_data, translated
+from ._address import connect_timeout
+from ._coalescing import Coalescer, Kind
+from ._failures import is_refusal_of_data, translated
+from ._persistence import block, may_repeat, persist
 from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
-from ._single_attempt import SINGLE_ATTEMPT
+from ._single_attempt import single_attempts
 from ._slices import Slices
-from .errors import LiteNotInstalledError, ServerError, StoreClosedError, UnreachableError
+from .errors import ServerError
 from .sparse import SparseEncoder
+
+if TYPE_CHECKING:
+    from ._connections import Connections
+    from ._once import Once
+    from ._turns import Turn, Turns
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 Read = TypeVar("Read", Search, HybridSearch, GetByIds)
-
-#: Seconds to wait for a connection, pymilvus' own default.
-CONNECT_TIMEOUT = 10.0
-
-#: Under "Session" Milvus shows a process its own inserts, but its own deletions only from the
-#: next time tick on (0.2 s by default). Reads that follow an own delete within this many seconds
-#: ask for "Strong"; the margin is for servers whose ticks lag.
-DELETE_SETTLES_AFTER = 3.0
 
 #: Most bytes of one insert, estimated. Far below the 64 MiB that a server takes: pymilvus packs a
 #: request in one go, and this much takes it about 10 ms, for which the event loop stands still.
@@ -75,28 +67,27 @@ MAX_IDS = 1_000
 #: Most bytes of rows that wait on one event loop; calls beyond it wait before they queue.
 MAX_QUEUED_BYTES = 64 * 2**20
 
-#: Rows of Milvus Lite that may be unflushed: each adds 75 µs to every search.
-LITE_UNFLUSHED_ROWS = 1_000
-
 # Milvus' code for a collection that is not in memory: it was released, or its server restarted.
 _NOT_LOADED = 101
 
-# Otherwise gRPC lets all channels of a process to one address share a connection: where the
-# server ends that of an idle client, the first call of a new one fails with it.
-_GRPC_OPTIONS = {
-    "grpc.use_local_subchannel_pool": 1,
-    # A server that comes back is found within 2 seconds, not 2 minutes; one attempt to connect
-    # takes 5 seconds at most, not 20.
-    "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 2_000,
-    "grpc.min_reconnect_backoff_ms": 5_000,
-}
+# Of coalesced requests: it is the coalescer that sends them again.
+_ONE_ATTEMPT = {"repeatedly": False}
+# Of coalesced searches: hits are read here.
+_READ = {_search_response.HITS_ON_DEMAND: True, **_ONE_ATTEMPT}
 
-# Of coalesced searches: the coalescer makes further attempts, and hits are read here.
-_READ = {_search_response.HITS_ON_DEMAND: True, SINGLE_ATTEMPT: True}
+#: Requests that Milvus Lite has to be sent one after the other. Killed after several had written
+#: to a collection at the same time, it (up to 3.2.2) loses rows that it had acknowledged.
+_WRITES = ("insert", "upsert", "delete", "flush")
+#: Seconds after which the turn of another is taken for abandoned: its loop has stopped for good.
+_LONGEST_TURN = 30.0
 
-# Idle connections to Lite are cut ("too_many_pings") with pymilvus' pings every 10 s.
-_LITE_GRPC_OPTIONS = {"grpc.keepalive_time_ms": 300_000}
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -114,115 +105,6 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError(f"{coroutine!r} suspended under the blocking backend")
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where Milvus is and how to log in; secrets are kept out of `repr`."""
-
-    uri: str
-    token: str = field(default="", repr=False)
-    password: str = field(default="", repr=False)
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_lite(self) -> bool:
-        """Whether pymilvus starts Milvus Lite in this process for the URI."""
-        return self.uri.endswith(".db")
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """Texts that must not be shown: token, password, and the header made of them."""
-        _, _, token_password = self.token.partition(":")
-        login = self.password and f"{self.options.get('user', '')}:{self.password}"
-        plain = (self.token, login)
-        encoded = [base64.b64encode(text.encode()).decode() for text in plain]
-        return tuple(filter(None, (self.token, token_password, self.password, *encoded)))
-
-    def client_arguments(self, timeout: float | None) -> dict[str, Any]:
-        """Arguments of both pymilvus clients.
-
-        `dedicated`, because shared channels ignore the TLS and gRPC options of all but their
-        first user and are never closed.
-        """
-        arguments = dict(self.options)
-        ours = {**_GRPC_OPTIONS, **(_LITE_GRPC_OPTIONS if self.is_lite else {})}
-        arguments["grpc_options"] = {**ours, **(arguments.get("grpc_options") or {})}
-        connect = CONNECT_TIMEOUT if timeout is None else min(timeout, CONNECT_TIMEOUT)
-        return {
-            **arguments,
-            "uri": self.uri,
-            "token": self.token,
-            "password": self.password,
-            "timeout": connect,
-            "dedicated": True,
-        }
-
-
-class Once(Generic[T]):
-    """Makes a value once, for callers of both colours on any number of threads and loops.
-
-    The first caller makes it; others wait without holding their loop. An asynchronous caller
-    has it made in a thread, so that neither its cancellation nor the end of its loop undoes the
-    work, and a blocking caller on the same loop's thread cannot deadlock. After a failure the
-    next caller tries again.
-    """
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
-        self._lock = threading.Lock()
-        self._running: Future[T] | None = None
-        self._done: Future[T] | None = None
-
-    @property
-    def value(self) -> T | None:
-        """The value, or `None` before it is made."""
-        return self._done.result() if self._done else None
-
-    def get(self) -> T:
-        """Return the value, making it in this thread or waiting for the thread that does."""
-        future, mine = self._claim()
-        if mine:
-            self._run(future)
-        return future.result()
-
-    async def aget(self) -> T:
-        """Return the value, making it in a new thread or waiting for the thread that does."""
-        if self._done:
-            return self._done.result()
-        future, mine = self._claim()
-        if mine:
-            name = "llama-index-milvus-async-ready"
-            threading.Thread(target=self._run, args=(future,), name=name, daemon=True).start()
-        return await asyncio.wrap_future(future)
-
-    def _claim(self) -> tuple[Future[T], bool]:
-        with self._lock:
-            if self._done:
-                return self._done, False
-            if self._running:
-                return self._running, False
-            self._running = Future()
-            # A running future cannot be cancelled: a cancelled waiter only stops waiting.
-            self._running.set_running_or_notify_cancel()
-            return self._running, True
-
-    def _run(self, future: Future[T]) -> None:
-        try:
-            value = self._make()
-        except BaseException as error:
-            with self._lock:
-                self._running = None
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-            with self._lock:
-                self._running, self._done = None, future
-
-    def after_fork_in_child(self) -> None:
-        """Forget a thread of the parent that was making the value."""
-        self._lock = threading.Lock()
-        self._running = None
-
-
 class Backend(ABC):
     """The requests that the core makes, each as a coroutine method.
 
@@ -232,12 +114,58 @@ class Backend(ABC):
         ServerError: From every request, or one of its subclasses; never pymilvus' or gRPC's own.
     """
 
+    #: The loop that requests wait on, `None` for those that block their thread.
+    _loop: asyncio.AbstractEventLoop | None = None
+
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
     @abstractmethod
-    async def _call(self, method: str, *args: Any, timeout: float | None, **kwargs: Any) -> Any:
-        """Call a method of the pymilvus client."""
+    async def _connect(self) -> object:
+        """Connect where there is no connection yet."""
+
+    @abstractmethod
+    async def _attempt(self, method: str, args: Any, timeout: float | None, kwargs: Any) -> Any:
+        """Call a method of the pymilvus client once."""
+
+    @abstractmethod
+    async def _sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    @abstractmethod
+    async def _wait_for(self, turn: Turn, turns: Turns) -> None:
+        """Wait for a turn, and not longer than one may take."""
+
+    async def _call(
+        self,
+        method: str,
+        *args: Any,
+        timeout: float | None,
+        repeatedly: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Call a method of the pymilvus client.
+
+        `timeout` is for all attempts. `repeatedly` has the method called again after a lost
+        connection or a refusal for overload, which must do no harm.
+        """
+        timeout = self._connections.timeout if timeout is None else timeout
+        turns = self._connections.turns_of_writers(args[0]) if method in _WRITES else None
+
+        async def attempt(left: float | None) -> Any:
+            if turns is None:
+                return await self._attempt(method, args, left, kwargs)
+            turn = turns.ask(self._loop)
+            try:
+                await self._wait_for(turn, turns)
+                return await self._attempt(method, args, left, kwargs)
+            finally:
+                turns.leave(turn)
+
+        await self._connect()
+        if not repeatedly:
+            return await attempt(timeout)
+        return await persist(attempt, timeout=timeout, sleep=self._sleep)
 
     @abstractmethod
     async def once(self, once: Once[T]) -> T:
@@ -326,6 +254,10 @@ class Backend(ABC):
         """Seal what was written so far."""
         await self._call("flush", name, timeout=timeout)
 
+    def write_in_turns(self, name: str) -> None:
+        """Have all writers of this process write to a collection one after the other."""
+        self._connections.write_in_turns(name)
+
     def note_rows_of_lite(self, name: str, count: int) -> None:
         """Tell that rows were written to Milvus Lite, which searches unflushed ones slowly."""
         self._connections.note_rows_of_lite(name, count)
@@ -353,23 +285,31 @@ class Backend(ABC):
         )
 
     async def delete(
-        self, name: str, expression: str, *, partition_name: str | None, timeout: float | None
+        self,
+        name: str,
+        expression: str,
+        *,
+        partition_name: str | None,
+        timeout: float | None,
+        **options: Any,
     ) -> None:
         """Delete the rows that an expression matches."""
+        delete = partial(
+            self._delete,
+            name,
+            filter=expression,
+            partition_name=partition_name,
+            timeout=timeout,
+            **options,
+        )
         try:
-            await self._loaded(
-                name, lambda: self._delete(name, expression, partition_name, timeout)
-            )
+            await self._loaded(name, delete)
         finally:
             # Also after a failure: the server may have deleted all the same.
             self._connections.note_delete(name)
 
-    async def _delete(
-        self, name: str, expression: str, partition_name: str | None, timeout: float | None
-    ) -> object:
-        return await self._call(
-            "delete", name, filter=expression, partition_name=partition_name, timeout=timeout
-        )
+    async def _delete(self, name: str, **options: Any) -> object:
+        return await self._call("delete", name, **options)
 
     async def query(
         self,
@@ -519,13 +459,18 @@ class Backend(ABC):
         await self._delete_documents(request, doc_ids, timeout)
 
     async def _delete_documents(
-        self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
+        self,
+        request: DeleteDocuments,
+        doc_ids: Sequence[str],
+        timeout: float | None,
+        **options: Any,
     ) -> None:
         await self.delete(
             request.collection_name,
             request.select(doc_ids),
             partition_name=request.partition_name,
             timeout=timeout,
+            **options,
         )
 
     def _leveled(self, request: Read) -> Read:
@@ -538,11 +483,23 @@ class Backend(ABC):
 class SyncBackend(Backend):
     """Requests on a `MilvusClient`; its coroutines never suspend."""
 
-    async def _call(self, method: str, *args: Any, timeout: float | None, **kwargs: Any) -> Any:
+    async def _connect(self) -> object:
+        return self._connections.sync_client()
+
+    async def _attempt(self, method: str, args: Any, timeout: float | None, kwargs: Any) -> Any:
         client = self._connections.sync_client()
-        deadline = self._connections.timeout if timeout is None else timeout
-        with translated(method, self._connections.address):
-            return getattr(client, method)(*args, timeout=deadline, **kwargs)
+        with translated(method, self._connections.address), single_attempts():
+            return getattr(client, method)(*args, timeout=timeout, **kwargs)
+
+    async def _sleep(self, seconds: float) -> None:
+        await block(seconds)
+
+    async def _wait_for(self, turn: Turn, turns: Turns) -> None:
+        # A turn on the loop that this call holds could not end before the call does.
+        loop = running_loop()
+        if loop is None or not turns.has(loop):
+            with suppress(FutureTimeoutError):
+                turn.result(_LONGEST_TURN)
 
     async def once(self, once: Once[T]) -> T:
         return once.get()
@@ -550,11 +507,11 @@ class SyncBackend(Backend):
     async def insert(
         self, request: Insert, rows: Sequence[Mapping[str, Any]], size: int, timeout: float | None
     ) -> None:
-        deadline = self._connections.timeout if timeout is None else timeout
-        _until(
-            deadline,
-            lambda left: run_sync(self._insert(request, rows, left, **{SINGLE_ATTEMPT: True})),
-            partial(_may_resend, request),
+        await persist(
+            lambda left: self._insert(request, rows, left, **_ONE_ATTEMPT),
+            timeout=self._connections.timeout if timeout is None else timeout,
+            repeatable=request.repeatable,
+            sleep=self._sleep,
         )
 
     async def send_all(
@@ -611,6 +568,7 @@ class AsyncBackend(Backend):
 
     def __init__(self, connections: Connections) -> None:
         super().__init__(connections)
+        self._loop = asyncio.get_running_loop()
         self._client: LoopClient | None = None
         self._connected = False
         self._in_flight = asyncio.Semaphore(connections.max_in_flight)
@@ -659,14 +617,20 @@ class AsyncBackend(Backend):
         """The connected client of this loop."""
         if self._client is not None and self._connected:
             return self._client
-        address = self._connections.address
-        with translated("connect", address):
-            if self._client is None and address.is_lite:
-                # The constructor starts Lite, up to half a second; the first of several wins.
-                client = await asyncio.to_thread(LoopClient, self._connections)
-                self._client = self._client or client
-            client = self.client()
-            await client.__aenter__()
+        connections = self._connections
+
+        async def attempt(left: float | None) -> LoopClient:
+            with translated("connect", connections.address):
+                if self._client is None and connections.address.is_lite:
+                    # The constructor starts Lite, up to half a second; the first of several wins.
+                    client = await asyncio.to_thread(LoopClient, connections)
+                    self._client = self._client or client
+                client = self.client()
+                await client.__aenter__()
+                return client
+
+        timeout = connect_timeout(connections.timeout)
+        client = await persist(attempt, timeout=timeout, sleep=self._sleep)
         self._connected = True
         return client
 
@@ -681,16 +645,25 @@ class AsyncBackend(Backend):
         """Whether no request is under way."""
         return not self._calls and self.coalescer.is_idle
 
-    async def _call(self, method: str, *args: Any, timeout: float | None, **kwargs: Any) -> Any:
-        deadline = self._connections.timeout if timeout is None else timeout
+    async def _connect(self) -> LoopClient:
+        return await self.connect()
+
+    async def _attempt(self, method: str, args: Any, timeout: float | None, kwargs: Any) -> Any:
         self._calls += 1
         try:
             client = await self.connect()
             async with self._in_flight:
-                with translated(method, self._connections.address):
-                    return await getattr(client, method)(*args, timeout=deadline, **kwargs)
+                with translated(method, self._connections.address), single_attempts():
+                    return await getattr(client, method)(*args, timeout=timeout, **kwargs)
         finally:
             self._calls -= 1
+
+    async def _sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def _wait_for(self, turn: Turn, turns: Turns) -> None:
+        if not turn.done():
+            await asyncio.wait([asyncio.wrap_future(turn)], timeout=_LONGEST_TURN)
 
     async def once(self, once: Once[T]) -> T:
         return await once.aget()
@@ -726,7 +699,7 @@ class AsyncBackend(Backend):
         if request.upsert:
             # Of equal ids in one upsert a server keeps the first, or refuses all of them.
             rows = list({row[request.primary_key]: row for row in rows}.values())
-        options = {_insert_message.CHECKED_ROWS: True, SINGLE_ATTEMPT: True}
+        options = {_insert_message.CHECKED_ROWS: True, **_ONE_ATTEMPT}
         await self._insert(request, rows, timeout, **options)
         return [None] * len(items)
 
@@ -793,8 +766,7 @@ class AsyncBackend(Backend):
     ) -> Sequence[list[Mapping[str, Any]]]:
         ids = dict.fromkeys(node_id for item in items for node_id in item)
         by_id: dict[str, list[Mapping[str, Any]]] = {node_id: [] for node_id in ids}
-        options = {SINGLE_ATTEMPT: True}
-        for row in await self._get_by_ids(request, list(ids), timeout, **options):
+        for row in await self._get_by_ids(request, list(ids), timeout, **_ONE_ATTEMPT):
             by_id[str(row[request.primary_key])].append(row)
         return [[row for node_id in item for row in by_id[node_id]] for item in items]
 
@@ -807,22 +779,19 @@ class AsyncBackend(Backend):
         self, request: DeleteDocuments, items: Sequence[Sequence[str]], timeout: float | None
     ) -> Sequence[None]:
         doc_ids = dict.fromkeys(doc_id for item in items for doc_id in item)
-        await self._delete_documents(request, list(doc_ids), timeout)
+        await self._delete_documents(request, list(doc_ids), timeout, **_ONE_ATTEMPT)
         return [None] * len(items)
 
-    async def _delete(
-        self, name: str, expression: str, partition_name: str | None, timeout: float | None
-    ) -> object:
+    async def _delete(self, name: str, **options: Any) -> object:
         """Delete, and see the server's errors.
 
         `AsyncMilvusClient.delete` answers with a count of 0 both when nothing matched and when
         the server refused. Deleting again is harmless, and the blocking client does report
         errors. (The answer is never false, even where it is shown as `{}`; some are lists of ids.)
         """
-        deleted = await super()._delete(name, expression, partition_name, timeout)
+        deleted = await super()._delete(name, **options)
         if isinstance(deleted, Mapping) and not deleted.get("delete_count"):
-            blocking = SyncBackend(self._connections)
-            again = blocking._delete(name, expression, partition_name, timeout)
+            again = SyncBackend(self._connections)._delete(name, **options)
             deleted = await asyncio.to_thread(run_sync, again)
         return deleted
 
@@ -882,292 +851,10 @@ class AsyncBackend(Backend):
         return [[next(vectors) for _ in item] for item in items]
 
 
-class Connections:
-    """The clients of one store: one for blocking calls, one for each event loop.
-
-    Args:
-        address: Where to connect to.
-        timeout: Seconds for each RPC, `None` for pymilvus' own retrying.
-        max_in_flight: RPCs under way at once on one event loop.
-        rows_per_insert: Most rows of one insert.
-        coalesce: Whether calls that wait at the same time share RPCs.
-    """
-
-    def __init__(
-        self,
-        address: Address,
-        timeout: float | None,
-        max_in_flight: int,
-        rows_per_insert: int,
-        coalesce: bool,
-    ) -> None:
-        self.address = address
-        self.timeout = timeout
-        self.max_in_flight = max_in_flight
-        self.rows_per_insert = rows_per_insert
-        self.coalesce = coalesce
-        self._ended: dict[str, KindStats] = {}
-        self._unflushed: dict[str, int] = {}
-        self.closed = False
-        self._onces: list[Once[Any]] = []
-        self._forget()
-        _live.add(self)
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._connecting = threading.Lock()
-        self._sync_client: MilvusClient | None = None
-        # By the loop itself: id() is reused. A weak key would never die, because the client's
-        # channel refers to its loop; closed loops are pruned instead.
-        self._loops: dict[asyncio.AbstractEventLoop, AsyncBackend] = {}
-
-    def once(self, make: Callable[[], T]) -> Once[T]:
-        """A value that is made once over these connections."""
-        once = Once(make)
-        self._onces.append(once)
-        return once
-
-    async def make_ready(self) -> None:
-        """Make what has to be made once before clients are used."""
-        for once in self._onces:
-            await once.aget()
-
-    def sync(self) -> SyncBackend:
-        """The backend for blocking calls."""
-        self.check_open()
-        return SyncBackend(self)
-
-    def of_running_loop(self) -> AsyncBackend:
-        """The backend of the running event loop."""
-        self.check_open()
-        loop = asyncio.get_running_loop()
-        backend = self._loops.get(loop)
-        if backend is None:
-            with self._lock:
-                self._prune()
-                backend = self._loops[loop] = AsyncBackend(self)
-        return backend
-
-    def sync_client(self) -> MilvusClient:
-        """The connected blocking client; connects in the calling thread."""
-        self.check_open()
-        if self._sync_client is None:
-            with self._connecting:
-                self.check_open()  # it may have been closed while this thread waited
-                if self._sync_client is None:
-                    check_lite_installed(self.address)
-                    with translated("connect", self.address):
-                        arguments = self.address.client_arguments(self.timeout)
-                        client = MilvusClient(**arguments)
-                        _single_attempt.install(client._get_connection())
-                        self._sync_client = client
-        return self._sync_client
-
-    def stats(self) -> dict[str, KindStats]:
-        """The counts of every event loop so far, by kind of request."""
-        total = {name: replace(counts) for name, counts in self._ended.items()}
-        with self._lock:
-            backends = list(self._loops.values())
-        for backend in backends:
-            _add_counts(total, backend.coalescer.stats())
-        return total
-
-    def note_rows_of_lite(self, collection_name: str, count: int) -> None:
-        """Have Milvus Lite flush, in a thread, once enough rows were written."""
-        with self._lock:
-            rows = self._unflushed.get(collection_name, 0) + count
-            self._unflushed[collection_name] = rows % LITE_UNFLUSHED_ROWS
-        if rows >= LITE_UNFLUSHED_ROWS:
-            name = "llama-index-milvus-async-flush"
-            args = (collection_name,)
-            threading.Thread(target=self._flush, args=args, name=name, daemon=True).start()
-
-    def _flush(self, collection_name: str) -> None:
-        # Only a matter of speed: a closed store, a dropped collection, are no reason to complain.
-        with suppress(Exception):
-            run_sync(SyncBackend(self).flush(collection_name))
-
-    def note_delete(self, collection_name: str) -> None:
-        """Remember that this process has just deleted from a collection."""
-        _deleted_at[self._key(collection_name)] = time.monotonic()
-
-    def read_level(self, collection_name: str, level: str) -> str:
-        """The consistency level that a read has to ask for, to mean `level`."""
-        if level != "Session":
-            return level
-        deleted_at = _deleted_at.get(self._key(collection_name))
-        recent = deleted_at is not None and time.monotonic() - deleted_at < DELETE_SETTLES_AFTER
-        return "Strong" if recent else level
-
-    def _key(self, collection_name: str) -> tuple[str, str, str]:
-        database = str(self.address.options.get("db_name", ""))
-        return self.address.uri, database, collection_name
-
-    def close(self) -> None:
-        """Close every client. Those of loops in other threads are closed by their loops."""
-        for loop, backend in self._take_loops():
-            _close_from_outside(loop, backend)
-        self._close_sync()
-
-    async def aclose(self) -> None:
-        """Close every client, the running loop's before returning."""
-        running = asyncio.get_running_loop()
-        for loop, backend in self._take_loops():
-            if loop is running:
-                await backend.close()
-            else:
-                _close_from_outside(loop, backend)
-        # In a thread: it waits where another thread is just connecting.
-        await asyncio.to_thread(self._close_sync)
-
-    def _take_loops(self) -> list[tuple[asyncio.AbstractEventLoop, AsyncBackend]]:
-        with self._lock:
-            self.closed = True
-            loops = list(self._loops.items())
-            for _, backend in loops:
-                _add_counts(self._ended, backend.coalescer.stats())
-            self._loops.clear()
-        return loops
-
-    def _close_sync(self) -> None:
-        with self._connecting:
-            client, self._sync_client = self._sync_client, None
-        if client is not None:
-            client.close()
-
-    def check_open(self) -> None:
-        """Refuse to go on once closed.
-
-        Raises:
-            StoreClosedError: The store was closed.
-        """
-        if self.closed:
-            raise StoreClosedError("the store is closed; build a new one to go on")
-
-    def _prune(self) -> None:
-        for loop in [loop for loop in self._loops if loop.is_closed()]:
-            backend = self._loops.pop(loop)
-            _add_counts(self._ended, backend.coalescer.stats())
-            _close_from_outside(loop, backend)
-
-    def before_fork(self) -> None:
-        """Close idle asynchronous clients.
-
-        A process that has an open channel of grpc.aio forks children that hang or crash in
-        their first call; the next call here connects again.
-        """
-        with self._lock:
-            for loop, backend in self._loops.items():
-                if backend.is_idle:
-                    _close_from_outside(loop, backend, wait=True)
-
-    def after_fork_in_child(self) -> None:
-        """Leave the parent's connections alone and start without any."""
-        self._forget()
-        for once in self._onces:
-            once.after_fork_in_child()
-
-
 def _may_resend(request: Any, error: Exception) -> bool:
-    """Whether a request may be sent again after an error, if there is time."""
-    if is_overload(error):
-        return True
-    if not isinstance(error, UnreachableError):
-        return False
-    return error.nothing_done or not isinstance(request, Insert) or request.repeatable
-
-
-def _until(
-    deadline: float | None,
-    attempt: Callable[[float | None], None],
-    may_resend: Callable[[Exception], bool],
-) -> None:
-    """Make attempts, with pauses, until one succeeds or fails for good. Blocks.
-
-    Args:
-        deadline: Seconds for all of them; without it their number is bounded.
-        attempt: Makes one, in the seconds that are left.
-        may_resend: Whether another may be made after an error.
-    """
-    ends = math.inf if deadline is None else time.monotonic() + deadline
-    for attempts in itertools.count(1):
-        try:
-            attempt(None if deadline is None else max(0.001, ends - time.monotonic()))
-            return
-        except ServerError as error:
-            pause = pause_after(attempts)
-            last = attempts > MAX_RESENDS if deadline is None else time.monotonic() + pause >= ends
-            if last or not may_resend(error):
-                raise
-        time.sleep(pause)
-
-
-def _add_counts(total: dict[str, KindStats], more: Mapping[str, KindStats]) -> None:
-    for name, counts in more.items():
-        sums = total.setdefault(name, KindStats())
-        for counter in fields(KindStats):
-            value = getattr(sums, counter.name) + getattr(counts, counter.name)
-            setattr(sums, counter.name, value)
+    """Whether a coalesced request may be sent again after an error."""
+    return may_repeat(error, not isinstance(request, Insert) or request.repeatable)
 
 
 def _list(names: Sequence[str] | None) -> list[str] | None:
     return None if names is None else list(names)
-
-
-def check_lite_installed(address: Address) -> None:
-    """Check that Milvus Lite is there where the URI needs it.
-
-    Raises:
-        LiteNotInstalledError: It is not.
-    """
-    if not address.is_lite:
-        return
-    try:
-        import milvus_lite  # noqa: F401
-    except ImportError as error:
-        raise LiteNotInstalledError(
-            f"the URI {address.uri!r} names a local file, which Milvus Lite serves, and it is not "
-            'installed. Run `pip install "llama-index-milvus-async[lite]"`, or pass the URI of a '
-            'server, for example "http://localhost:19530"'
-        ) from error
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _close_from_outside(
-    loop: asyncio.AbstractEventLoop, backend: AsyncBackend, wait: bool = False
-) -> None:
-    """Close a client from blocking code or from another loop than its own."""
-    if not loop.is_running() or loop is _running_loop():
-        # Closing suspends only while requests are under way, so that no loop is needed.
-        with suppress(Exception):
-            run_sync(backend.close())
-        return
-    with suppress(RuntimeError):
-        closing = asyncio.run_coroutine_threadsafe(backend.close(), loop)
-        if wait:
-            with suppress(Exception):
-                closing.result(timeout=1)
-
-
-_live: weakref.WeakSet[Connections] = weakref.WeakSet()
-_deleted_at: dict[tuple[str, str, str], float] = {}
-
-
-def _before_fork() -> None:
-    for connections in list(_live):
-        connections.before_fork()
-
-
-def _after_fork_in_child() -> None:
-    for connections in list(_live):
-        connections.after_fork_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

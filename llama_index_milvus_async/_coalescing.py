@@ -55,10 +55,10 @@ Result = TypeVar("Result")
 FIRST_PAUSE = 0.1
 #: The longest pause, in seconds. A pause is shortened at random by up to a half, so that clients
 #: that were refused together do not come back together.
-LONGEST_PAUSE = 5.0
+LONGEST_PAUSE = 1.0
 #: How often an item without a deadline is sent again: the pauses add
 #: up to some 15 seconds. Items with a deadline are sent again until it passes.
-MAX_RESENDS = 9
+MAX_RESENDS = 20
 
 
 class NotUnderWayError(asyncio.TimeoutError):
@@ -229,7 +229,7 @@ class _Lane:
     in_flight: int = 0
     window: int = 0  # counts the halvings: only calls sent after one tell whether it was enough
     successes: int = 0  # since the limit last changed
-    refusals: int = 0  # windows refused since the last success
+    refusals: int = 0  # windows refused since the last success, or since nothing waited
     pause: asyncio.TimerHandle | None = None
 
     def queue(self, key: Hashable) -> _Queue:
@@ -248,6 +248,7 @@ class _Lane:
         if self.pause is not None and not self.queues:
             self.pause.cancel()
             self.pause = None
+            self.refusals = 0
 
 
 class Coalescer:
@@ -565,6 +566,9 @@ class Coalescer:
                 entry.future.cancel()
         else:
             _fail(left, error)
+        if not lane.in_flight and not lane.queues:
+            # Who comes now does not pay for those who gave up.
+            lane.refusals = 0
         lane.bytes -= sum([entry.size for entry in batch.sent if entry.batch is batch])
         # Entry and batch refer to each other; rows should not wait for the garbage collector.
         batch.sent.clear()

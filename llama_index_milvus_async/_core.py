@@ -6,11 +6,11 @@ Nothing here knows whether it runs on an event loop or in a blocking call.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import (
@@ -26,9 +26,9 @@ from ._backend import (
     MAX_SEARCH_HITS,
     MAX_SEARCH_VECTORS,
     Backend,
-    Once,
 )
 from ._expressions import Dialect
+from ._once import Once
 from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
 from ._rows import PackedRow, RowPacker, RowReader
 from ._schema import (
@@ -67,6 +67,8 @@ from .errors import (
 from .sparse import SparseEncoder
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: A search of a query: the query's number, and the leg's.
 _Place = tuple[int, int]
@@ -151,6 +153,8 @@ async def make_ready(backend: Backend, settings: CollectionSettings, overwrite: 
     name = settings.collection_name
     dialect = Dialect.parse(await backend.server_version())
     check_engine(settings, dialect)
+    if dialect.is_lite:
+        backend.write_in_turns(name)
     description = await backend.describe_collection(name)
     if description is not None and overwrite.pending:
         if description["collection_name"] != name:
@@ -159,15 +163,20 @@ async def make_ready(backend: Backend, settings: CollectionSettings, overwrite: 
                 "name the collection itself to overwrite it"
             )
         new_schema(settings)  # Raises before the drop what would fail after it.
-        await backend.drop_collection(name)
-        description = None
+        description = await _unless_done(
+            lambda: backend.drop_collection(name),
+            lambda: backend.describe_collection(name),
+            is_done=lambda description: description is None,
+        )
     # Not earlier: after a failure the next attempt has to refuse, or to drop, again.
     overwrite.pending = False
     if description is None:
         schema = new_schema(settings)
-        await backend.create_collection(name, schema, settings.consistency_level)
+        description = await _unless_done(
+            lambda: backend.create_collection(name, schema, settings.consistency_level),
+            lambda: backend.describe_collection(name),
+        )
         logger.info("created collection %r", name)
-        description = await backend.describe_collection(name)
         if description is None:
             raise CollectionError(f"collection {name!r} was dropped while it was made ready")
     layout = Layout.from_description(description, settings, dialect)
@@ -179,6 +188,28 @@ async def make_ready(backend: Backend, settings: CollectionSettings, overwrite: 
     if all(index.type for index in indexes.values()) and not await backend.is_loaded(name):
         await backend.load_collection(name)
     return Ready(layout, indexes)
+
+
+async def _unless_done(
+    change: Callable[[], Awaitable[None]],
+    describe: Callable[[], Awaitable[T]],
+    is_done: Callable[[T], bool] = lambda description: description is not None,
+) -> T:
+    """Change the collection; returns its description afterwards.
+
+    A refusal is none where things are as wanted: another process was faster, or an earlier attempt
+    has succeeded and its answer was lost.
+    """
+    try:
+        await change()
+    except (UnreachableError, RequestTimeoutError):
+        raise
+    except ServerError:
+        description = await describe()
+        if not is_done(description):
+            raise
+        return description
+    return await describe()
 
 
 async def _make_indexes(
@@ -194,8 +225,11 @@ async def _make_indexes(
         field = used.get(column.name)
         index = await backend.describe_index(name, column.name)
         if index is None and field is not None and settings.create_index:
-            await backend.create_index(name, new_index(field, layout.dialect))
-            index = await backend.describe_index(name, column.name)
+            wanted = new_index(field, layout.dialect)
+            index = await _unless_done(
+                partial(backend.create_index, name, wanted),
+                partial(backend.describe_index, name, column.name),
+            )
         elif index is not None and field is not None:
             check_metric(index, field, name)
         index = index or {}

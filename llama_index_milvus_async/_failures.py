@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from pymilvus.exceptions import (
 )
 
 from ._coalescing import NotUnderWayError
+from ._single_attempt import changed_nothing
 from .errors import (
     AuthenticationError,
     ConfigurationError,
@@ -27,9 +29,11 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from ._backend import Address
+    from ._address import Address
 
 _CONNECT_FAILED = 2
+# What pymilvus says where it has waited for a server's work: to load, to index, to flush.
+_WAITED_TOO_LONG = re.compile("Retry timeout|wait for .* timeout|create index .* timeout")
 _RATE_LIMIT_CODES = (8, 49)
 _PERMISSION_CODES = (1401, 2001)
 _GRPC_ERRORS: dict[grpc.StatusCode, type[ServerError]] = {
@@ -70,7 +74,7 @@ def is_refusal_of_data(error: Exception) -> bool:
     if not isinstance(error, ServerError):
         return False
     packing = isinstance(error.__cause__, (ParamError, DataNotMatchException))
-    return packing or error.code in range(1100, 1200)
+    return packing or error.code in range(1100, 1200) or _is_too_large(error)
 
 
 def is_overload(error: Exception) -> bool:
@@ -82,8 +86,14 @@ def is_overload(error: Exception) -> bool:
         isinstance(cause, grpc.RpcError)
         and hasattr(cause, "code")
         and cause.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        and not _is_too_large(error)
     )
     return exhausted or error.code in _RATE_LIMIT_CODES
+
+
+def _is_too_large(error: ServerError) -> bool:
+    """Whether a message was larger than gRPC sends or takes, here or on the server."""
+    return "message larger than max" in error.message
 
 
 def _configuration_error(
@@ -106,7 +116,9 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
     """Build the exception for what a client raised."""
     code, status, message = _details(error)
     message = _redact(message, address)
-    nothing_done = isinstance(error, NotUnderWayError)
+    nothing_done = (
+        isinstance(error, NotUnderWayError) or changed_nothing(error) or operation == "connect"
+    )
     if isinstance(error, asyncio.TimeoutError) and isinstance(error.__cause__, UnreachableError):
         # The deadline passed between attempts, and the last one says why there was no answer.
         lost = UnreachableError(operation, error.__cause__.message)
@@ -117,7 +129,7 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
         kind = AuthenticationError
     if kind is None and (
         isinstance(error, (asyncio.TimeoutError, grpc.FutureTimeoutError))
-        or "Retry timeout" in message
+        or _WAITED_TOO_LONG.search(message)
     ):
         kind = RequestTimeoutError
     if kind is None and code == _CONNECT_FAILED and "Fail connecting" in message:

@@ -1,10 +1,11 @@
 """Requests of pymilvus without its retrying.
 
-pymilvus repeats an insert whose connection was lost although the rows may have been written, waits
-inside its own call where others could be served, and on Python below 3.12 makes a task for each
-call with a time-out. Calls that ask for it make one attempt here; whether to make another one is
-decided where it is known whether that does harm. All other calls, such as the user's own through
-`client` and `aclient`, are made as ever.
+pymilvus repeats an insert whose connection was lost although the rows may have been written, ends
+other requests at the first closed port instead, waits inside its own call where others could be
+served, and on Python below 3.12 makes a task for each call with a time-out. Calls made within
+`single_attempts` make one attempt; whether to make another one is decided where it is known
+whether that does harm. All other calls, such as the user's own through `client` and `aclient`, are
+made as ever.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -20,73 +23,110 @@ from pymilvus.exceptions import MilvusException
 
 logger = logging.getLogger(__name__)
 
-#: Keyword argument of a request that says: one attempt.
-SINGLE_ATTEMPT = "single_attempt"
+_is_single: ContextVar[bool] = ContextVar("is_single", default=False)
 
-_METHODS = ("search", "hybrid_search", "query", "insert_rows", "upsert_rows")
-_EXPECTED = (MilvusException, grpc.RpcError, asyncio.TimeoutError)
+#: Methods of a handler whose failure has certainly changed nothing.
+READS = (
+    "describe_collection",
+    "describe_index",
+    "get_load_state",
+    "get_loading_progress",
+    "get_server_version",
+    "has_collection",
+    "has_partition",
+    "hybrid_search",
+    "list_indexes",
+    "query",
+    "search",
+    "wait_for_creating_index",
+    "wait_for_loading_collection",
+)
+#: Methods of a handler that may have done their work although they failed.
+WRITES = (
+    "alter_collection_properties",
+    "create_collection",
+    "create_index",
+    "delete",
+    "drop_collection",
+    "flush",
+    "insert_rows",
+    "load_collection",
+    "release_collection",
+    "upsert_rows",
+)
+_EXPECTED = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, asyncio.TimeoutError)
+
+
+@contextmanager
+def single_attempts() -> Iterator[None]:
+    """Have requests made within, in this task or thread, make one attempt each."""
+    token = _is_single.set(True)
+    try:
+        yield
+    finally:
+        _is_single.reset(token)
+
+
+def changed_nothing(error: BaseException) -> bool:
+    """Whether an error is that of a single attempt to read."""
+    return getattr(error, "_changed_nothing", False)
 
 
 def install(handler: Any) -> None:
-    """Have a handler of pymilvus, of either colour, know `SINGLE_ATTEMPT`.
+    """Have a handler of pymilvus, of either colour, heed `single_attempts`.
 
     A method that is not decorated as expected goes on retrying.
     """
-    for name in _METHODS:
+    for name in (*READS, *WRITES):
         retrying = getattr(handler, name, None)
-        if retrying is None:
-            continue
         attempt = getattr(getattr(type(handler), name, None), "__wrapped__", None)
-        if attempt is None:
-            logger.debug("%s is retried by pymilvus: it is not decorated as expected", name)
-            request = _without_argument(retrying)
-        elif inspect.iscoroutinefunction(attempt):
-            request = _asynchronous(handler, retrying, attempt)
-        else:
-            request = _blocking(handler, retrying, attempt)
-        setattr(handler, name, request)
+        if retrying is None or attempt is None:
+            logger.debug("%s is retried by pymilvus or not at all", name)
+            continue
+        make = _asynchronous if inspect.iscoroutinefunction(attempt) else _blocking
+        setattr(handler, name, make(handler, retrying, attempt, name in READS))
 
 
 def _asynchronous(
-    handler: Any, retrying: Callable[..., Any], attempt: Callable[..., Any]
+    handler: Any, retrying: Callable[..., Any], attempt: Callable[..., Any], reads: bool
 ) -> Callable[..., Any]:
     async def request(*args: Any, **kwargs: Any) -> Any:
-        if not kwargs.pop(SINGLE_ATTEMPT, False):
+        if not _is_single.get():
             return await retrying(*args, **kwargs)
         try:
             return await attempt(handler, *args, **kwargs)
-        except _EXPECTED:
+        except _EXPECTED as error:
+            _note(error, reads)
             raise
         except Exception as error:
-            raise _unexpected(error) from error
+            raise _unexpected(error, reads) from error
 
     return request
 
 
 def _blocking(
-    handler: Any, retrying: Callable[..., Any], attempt: Callable[..., Any]
+    handler: Any, retrying: Callable[..., Any], attempt: Callable[..., Any], reads: bool
 ) -> Callable[..., Any]:
     def request(*args: Any, **kwargs: Any) -> Any:
-        if not kwargs.pop(SINGLE_ATTEMPT, False):
+        if not _is_single.get():
             return retrying(*args, **kwargs)
         try:
             return attempt(handler, *args, **kwargs)
-        except _EXPECTED:
+        except _EXPECTED as error:
+            _note(error, reads)
             raise
         except Exception as error:
-            raise _unexpected(error) from error
+            raise _unexpected(error, reads) from error
 
     return request
 
 
-def _without_argument(retrying: Callable[..., Any]) -> Callable[..., Any]:
-    def request(*args: Any, **kwargs: Any) -> Any:
-        kwargs.pop(SINGLE_ATTEMPT, None)
-        return retrying(*args, **kwargs)
-
-    return request
-
-
-def _unexpected(error: Exception) -> MilvusException:
+def _unexpected(error: Exception, reads: bool) -> MilvusException:
     # As pymilvus' own decorator words it.
-    return MilvusException(message=f"Unexpected error, message=<{error}>")
+    unexpected = MilvusException(message=f"Unexpected error, message=<{error}>")
+    _note(unexpected, reads)
+    return unexpected
+
+
+def _note(error: Any, reads: bool) -> None:
+    error._changed_nothing = reads

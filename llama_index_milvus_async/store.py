@@ -30,6 +30,7 @@ from llama_index.core.vector_stores.utils import (
 )
 from pymilvus import AsyncMilvusClient, DataType, Function, FunctionType, MilvusClient
 
+from ._address import Address
 from ._arguments import (
     check_consistency_level,
     check_dense_fields,
@@ -47,10 +48,12 @@ from ._arguments import (
     split_credentials,
     validation_message,
 )
-from ._backend import Address, Backend, Connections, Once, run_sync
+from ._backend import Backend, run_sync
 from ._coalescing import KindStats
+from ._connections import Connections
 from ._core import Core, DeleteOptions, GetOptions, Overwrite, Ready, WriteOptions, make_ready
 from ._observability import is_observed, observing
+from ._once import Once
 from ._ranking import Ranker, Weighted, ranker_of
 from ._schema import CollectionSettings, VectorField
 from ._search import SearchOptions, StoreOptions, read_options

@@ -798,6 +798,7 @@ async def test_overload_halves_the_calls_in_flight_and_sends_again_after_a_pause
     server, monkeypatch
 ):
     monkeypatch.setattr(_coalescing, "FIRST_PAUSE", 1)
+    monkeypatch.setattr(_coalescing, "LONGEST_PAUSE", 5)
     with frozen() as clock:
         coalescer = new_coalescer(max_in_flight=9, clock=clock)
         kind, search = server.kind(max_items=1), server.kind("search")
@@ -855,6 +856,7 @@ async def test_a_batch_refused_for_overload_goes_again_as_it_was_and_first(serve
 
 async def test_success_forgets_earlier_overload(server, monkeypatch):
     monkeypatch.setattr(_coalescing, "FIRST_PAUSE", 1)
+    monkeypatch.setattr(_coalescing, "LONGEST_PAUSE", 5)
     with frozen() as clock:
         coalescer, kind = new_coalescer(max_in_flight=5, clock=clock), server.kind(max_items=1)
         for _ in range(3):
@@ -900,7 +902,9 @@ async def test_overload_is_told_after_a_bounded_number_of_tries(server):
 async def test_under_overload_a_deadline_decides(server):
     with frozen() as clock:
         coalescer, kind = new_coalescer(clock=clock), server.kind()
-        (task,) = await submitted(coalescer, kind, [0], timeout=1000)
+        (task,) = await submitted(
+            coalescer, kind, [0], timeout=200 * _coalescing.LONGEST_PAUSE
+        )
         while not task.done():
             if server.open:
                 server.open[0].refuse(OverloadError(len(server.calls)))

@@ -65,8 +65,8 @@ class FailOnce:
     def __call__(self, call):
         if call.method == self.method and not self.failed:
             self.failed = True
-            # One of the few that pymilvus does not repeat by itself.
-            return grpc.StatusCode.RESOURCE_EXHAUSTED, "not now"
+            # Unlike overload and lost connections nothing to try again.
+            return grpc.StatusCode.INVALID_ARGUMENT, "not now"
         return None
 
 

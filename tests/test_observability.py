@@ -150,8 +150,9 @@ async def test_texts_vectors_and_filters_are_recorded_nowhere(
 ):
     events, spans = llama_index
     exporter, _ = opentelemetry
+    (node,) = make_nodes(1)
     with caplog.at_level(logging.DEBUG, logger="llama_index_milvus_async"):
-        await shared.aquery(asking(make_nodes(1)[0]), string_expr='doc_id != "hidden words"')
+        await shared.aquery(asking(node), string_expr='doc_id != "hidden words"')
     recorded = [event.model_dump_json() for event in events.kept]
     recorded += [str(told) for told in spans.told]
     recorded += [span.to_json() for span in exporter.get_finished_spans()]
@@ -160,7 +161,8 @@ async def test_texts_vectors_and_filters_are_recorded_nowhere(
     for text in recorded:
         assert SECRET not in text
         assert "hidden words" not in text
-        assert "0." not in text or "seconds" in text or "ms" in text
+        for number in node.embedding:
+            assert str(number)[:8] not in text
 
 
 async def test_an_operation_is_a_span_of_opentelemetry(shared, opentelemetry):

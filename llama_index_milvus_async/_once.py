@@ -1,0 +1,77 @@
+"""What is made once, for callers of both colours."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Once(Generic[T]):
+    """Makes a value once, for callers of both colours on any number of threads and loops.
+
+    The first caller makes it; others wait without holding their loop. An asynchronous caller
+    has it made in a thread, so that neither its cancellation nor the end of its loop undoes the
+    work, and a blocking caller on the same loop's thread cannot deadlock. After a failure the
+    next caller tries again.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._running: Future[T] | None = None
+        self._done: Future[T] | None = None
+
+    @property
+    def value(self) -> T | None:
+        """The value, or `None` before it is made."""
+        return self._done.result() if self._done else None
+
+    def get(self) -> T:
+        """Return the value, making it in this thread or waiting for the thread that does."""
+        future, mine = self._claim()
+        if mine:
+            self._run(future)
+        return future.result()
+
+    async def aget(self) -> T:
+        """Return the value, making it in a new thread or waiting for the thread that does."""
+        if self._done:
+            return self._done.result()
+        future, mine = self._claim()
+        if mine:
+            name = "llama-index-milvus-async-ready"
+            threading.Thread(target=self._run, args=(future,), name=name, daemon=True).start()
+        return await asyncio.wrap_future(future)
+
+    def _claim(self) -> tuple[Future[T], bool]:
+        with self._lock:
+            if self._done:
+                return self._done, False
+            if self._running:
+                return self._running, False
+            self._running = Future()
+            # A running future cannot be cancelled: a cancelled waiter only stops waiting.
+            self._running.set_running_or_notify_cancel()
+            return self._running, True
+
+    def _run(self, future: Future[T]) -> None:
+        try:
+            value = self._make()
+        except BaseException as error:
+            with self._lock:
+                self._running = None
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+            with self._lock:
+                self._running, self._done = None, future
+
+    def after_fork_in_child(self) -> None:
+        """Forget a thread of the parent that was making the value."""
+        self._lock = threading.Lock()
+        self._running = None

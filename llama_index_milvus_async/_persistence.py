@@ -1,0 +1,67 @@
+"""Attempts until one succeeds, one fails for good, or the time is over."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from ._coalescing import MAX_RESENDS, pause_after
+from ._failures import is_overload
+from .errors import ServerError, UnreachableError
+
+T = TypeVar("T")
+
+#: Seconds of the last attempt, where a pause has used up all others.
+_LEAST_TIME = 0.001
+
+
+async def block(seconds: float) -> None:
+    """Wait without an event loop."""
+    time.sleep(seconds)  # noqa: ASYNC251
+
+
+def may_repeat(error: Exception, repeatable: bool) -> bool:
+    """Whether another attempt may be made after an error.
+
+    Args:
+        error: What the last attempt raised.
+        repeatable: Whether it does no harm to do twice what the attempt was to do.
+    """
+    if is_overload(error):
+        return True
+    return isinstance(error, UnreachableError) and (repeatable or error.nothing_done)
+
+
+async def persist(
+    attempt: Callable[[float | None], Awaitable[T]],
+    *,
+    timeout: float | None,
+    repeatable: bool = True,
+    sleep: Callable[[float], Awaitable[object]],
+) -> T:
+    """Make attempts, with growing pauses.
+
+    Args:
+        attempt: Makes one, in the seconds that are left.
+        timeout: Seconds for all of them; without it their number is bounded.
+        repeatable: Whether it does no harm to do it twice.
+        sleep: Waits for some seconds.
+
+    Raises:
+        ServerError: That of the last attempt.
+    """
+    ends = math.inf if timeout is None else time.monotonic() + timeout
+    left, failures = timeout, 0
+    while True:
+        try:
+            return await attempt(left)
+        except ServerError as error:
+            failures += 1
+            pause = pause_after(failures)
+            last = failures > MAX_RESENDS if timeout is None else time.monotonic() + pause >= ends
+            if last or not may_repeat(error, repeatable):
+                raise
+        await sleep(pause)
+        left = None if timeout is None else max(_LEAST_TIME, ends - time.monotonic())

@@ -1,0 +1,64 @@
+"""A lock for callers of both colours."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from concurrent.futures import Future
+
+
+class Turn(Future[None]):
+    """A place in the line; done once it is this caller's turn.
+
+    Args:
+        loop: The event loop that the caller waits on, `None` for one that blocks its thread.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        super().__init__()
+        self.loop = loop
+
+
+class Turns:
+    """Lets one caller at a time have its turn, first come, first served.
+
+    The callers may be on any threads and event loops. Each asks, waits, and leaves, whatever has
+    happened meanwhile:
+
+        turn = turns.ask(loop)
+        try:
+            ...  # wait until it is done
+        finally:
+            turns.leave(turn)
+    """
+
+    def __init__(self) -> None:
+        # Reentrant: the garbage collector may end a forgotten coroutine, which leaves, anywhere.
+        self._lock = threading.RLock()
+        self._line: deque[Turn] = deque()  # whose turn it is, then those who wait
+
+    def ask(self, loop: asyncio.AbstractEventLoop | None) -> Turn:
+        """Stand in line."""
+        turn = Turn(loop)
+        with self._lock:
+            self._line.append(turn)
+            self._admit()
+        return turn
+
+    def leave(self, turn: Turn) -> None:
+        """End a turn, or the wait for it."""
+        with self._lock:
+            turn.cancel()
+            self._line.remove(turn)
+            self._admit()
+
+    def has(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether one of the line needs this loop to go on."""
+        with self._lock:
+            return any(turn.loop is loop for turn in self._line)
+
+    def _admit(self) -> None:
+        while self._line and not self._line[0].done():
+            if self._line[0].set_running_or_notify_cancel():
+                self._line[0].set_result(None)
