@@ -25,7 +25,7 @@ from . import _insert_message, _search_response, _single_attempt
 from ._address import connect_timeout
 from ._coalescing import Coalescer, Kind
 from ._failures import is_refusal_of_data, translated
-from ._persistence import block, may_repeat, persist
+from ._persistence import after_attempts, block, may_repeat, persist
 from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
 from ._single_attempt import single_attempts
 from ._slices import Slices
@@ -75,9 +75,6 @@ _ONE_ATTEMPT = {"repeatedly": False}
 # Of coalesced searches: hits are read here.
 _READ = {_search_response.HITS_ON_DEMAND: True, **_ONE_ATTEMPT}
 
-#: Requests that Milvus Lite has to be sent one after the other. Killed after several had written
-#: to a collection at the same time, it (up to 3.2.2) loses rows that it had acknowledged.
-_WRITES = ("insert", "upsert", "delete", "flush")
 #: Seconds after which the turn of another is taken for abandoned: its loop has stopped for good.
 _LONGEST_TURN = 30.0
 
@@ -150,22 +147,26 @@ class Backend(ABC):
         connection or a refusal for overload, which must do no harm.
         """
         timeout = self._connections.timeout if timeout is None else timeout
-        turns = self._connections.turns_of_writers(args[0]) if method in _WRITES else None
+        lines = self._connections.lines(method, *args)
 
         async def attempt(left: float | None) -> Any:
-            if turns is None:
-                return await self._attempt(method, args, left, kwargs)
-            turn = turns.ask(self._loop)
-            try:
-                await self._wait_for(turn, turns)
-                return await self._attempt(method, args, left, kwargs)
-            finally:
-                turns.leave(turn)
+            request = partial(self._attempt, method, args, left, kwargs)
+            for turns, shared in lines:
+                request = partial(self._in_turn, turns, shared, request)
+            return await request()
 
         await self._connect()
         if not repeatedly:
             return await attempt(timeout)
         return await persist(attempt, timeout=timeout, sleep=self._sleep)
+
+    async def _in_turn(self, turns: Turns, shared: bool, request: Callable[[], Awaitable[T]]) -> T:
+        turn = turns.ask(self._loop, shared=shared)
+        try:
+            await self._wait_for(turn, turns)
+            return await request()
+        finally:
+            turns.leave(turn)
 
     @abstractmethod
     async def once(self, once: Once[T]) -> T:
@@ -254,9 +255,9 @@ class Backend(ABC):
         """Seal what was written so far."""
         await self._call("flush", name, timeout=timeout)
 
-    def write_in_turns(self, name: str) -> None:
-        """Have all writers of this process write to a collection one after the other."""
-        self._connections.write_in_turns(name)
+    def note_collection_of_lite(self, name: str) -> None:
+        """Tell that Milvus Lite has the collection, which it does not serve to all at once."""
+        self._connections.note_collection_of_lite(name)
 
     def note_rows_of_lite(self, name: str, count: int) -> None:
         """Tell that rows were written to Milvus Lite, which searches unflushed ones slowly."""
@@ -580,7 +581,9 @@ class AsyncBackend(Backend):
             coalesce=connections.coalesce,
         )
         # Name, call, most items, most weight, most bytes.
-        kind = partial(Kind, is_separable=is_refusal_of_data, may_resend=_may_resend)
+        kind = partial(
+            Kind, is_separable=is_refusal_of_data, may_resend=_may_resend, after=after_attempts
+        )
         most_rows = connections.rows_per_insert
         self._inserts = kind("insert", self._send_rows, most_rows, most_rows, MAX_INSERT_BYTES)
         search = partial(kind, "search", self._send_vectors)

@@ -62,7 +62,7 @@ MAX_RESENDS = 20
 
 
 class NotUnderWayError(asyncio.TimeoutError):
-    """A deadline passed while nothing was under way: the item has certainly had no effect."""
+    """A deadline passed while nothing was under way: at most an earlier attempt had an effect."""
 
 
 def pause_after(refusals: int) -> float:
@@ -104,6 +104,8 @@ class Kind(Generic[Key, Item, Result]):
         may_resend: Whether, after an error, a call of this key may be sent again later: it has
             done nothing, or doing it twice does no harm.
         max_in_flight: Most calls of this kind under way at once; by default the coalescer's.
+        after: What to tell after several attempts: the error of the earlier ones, that of the last
+            one, which may be changed.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Kind(Generic[Key, Item, Result]):
     is_separable: Callable[[Exception], bool]
     may_resend: Callable[[Key, Exception], bool]
     max_in_flight: int | None = None
+    after: Callable[[Exception, Exception], Exception] = lambda earlier, last: last
 
 
 @dataclass
@@ -486,7 +489,8 @@ class Coalescer:
             again = []
             for entry in live:
                 entry.refusals += 1
-                entry.error = error  # in case that the deadline passes
+                # In case that the deadline passes.
+                entry.error = _after(entry, error) if entry.error else error
                 if entry.refusals <= MAX_RESENDS or entry.deadline < math.inf:
                     again.append(entry)
             self._requeue(lane, again)
@@ -578,7 +582,18 @@ class Coalescer:
 
 def _fail(entries: Sequence[_Entry], error: BaseException) -> None:
     for entry in entries:
-        entry.settle(error=error if len(entries) == 1 else _copy(error))
+        if entry.error is None:
+            entry.settle(error=error if len(entries) == 1 else _copy(error))
+        else:
+            entry.settle(error=_after(entry, error))
+
+
+def _after(entry: _Entry, error: BaseException) -> BaseException:
+    """An error that comes after earlier ones of an entry, for its caller alone."""
+    own = _copy(error)
+    if not isinstance(entry.error, Exception) or not isinstance(own, Exception):
+        return own
+    return entry.lane.kind.after(entry.error, own)
 
 
 def _copy(error: BaseException) -> BaseException:

@@ -10,9 +10,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from pymilvus import MilvusClient
@@ -36,6 +36,33 @@ DELETE_SETTLES_AFTER = 3.0
 
 #: Rows of Milvus Lite that may be unflushed: each adds 75 µs to every search.
 LITE_UNFLUSHED_ROWS = 1_000
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Who may use a collection of Milvus Lite (3.2.2) at the same time.
+
+    Attributes:
+        writers: One at a time. Killed after several had written at the same time, it loses rows
+            that it had acknowledged.
+        users: Readers together, a flush alone: reads do not see the rows that a flush is just
+            writing to a file.
+    """
+
+    writers: Turns = field(default_factory=Turns)
+    users: Turns = field(default_factory=Turns)
+
+
+#: For each request its lines, the last one first, and whether it shares its turn in them.
+_LINES = {
+    "insert": [("writers", False)],
+    "upsert": [("writers", False)],
+    "delete": [("writers", False)],
+    "flush": [("users", False), ("writers", False)],
+    "search": [("users", True)],
+    "hybrid_search": [("users", True)],
+    "query": [("users", True)],
+}
 
 
 class Connections:
@@ -64,7 +91,7 @@ class Connections:
         self.coalesce = coalesce
         self._ended: dict[str, KindStats] = {}
         self._unflushed: dict[str, int] = {}
-        self._written_in_turns: set[str] = set()
+        self._of_lite: set[str] = set()
         self.closed = False
         self._onces: list[Once[Any]] = []
         self._forget()
@@ -136,15 +163,26 @@ class Connections:
             _add_counts(total, backend.coalescer.stats())
         return total
 
-    def write_in_turns(self, collection_name: str) -> None:
-        """Have all writers of this process write to a collection one after the other."""
-        self._written_in_turns.add(collection_name)
+    def opening(self) -> AbstractContextManager[object]:
+        """Held while a collection of Milvus Lite in this process is made ready.
 
-    def turns_of_writers(self, collection_name: str) -> Turns | None:
-        """The line of those who write to a collection, if they have to stand in one."""
-        if collection_name not in self._written_in_turns:
-            return None
-        return _turns.setdefault(self._key(collection_name), Turns())
+        Milvus Lite (up to 3.2.2) opens a collection once for each of those that first ask for it
+        at the same time, and then some write where others do not look.
+        """
+        if not self.address.is_lite:
+            return nullcontext()
+        return _opening.setdefault(self.address.place, threading.Lock())
+
+    def note_collection_of_lite(self, collection_name: str) -> None:
+        """Have this process' requests for a collection stand in line where Milvus Lite needs it."""
+        self._of_lite.add(collection_name)
+
+    def lines(self, method: str, *args: Any) -> Sequence[tuple[Turns, bool]]:
+        """The lines that a request has to stand in, the last one first, and whether it shares."""
+        if not args or args[0] not in self._of_lite or method not in _LINES:
+            return ()
+        lines = _lines.setdefault(self._key(args[0]), Lines())
+        return [(getattr(lines, line), shared) for line, shared in _LINES[method]]
 
     def note_rows_of_lite(self, collection_name: str, count: int) -> None:
         """Have Milvus Lite flush, in a thread, once enough rows were written."""
@@ -268,7 +306,8 @@ def _close_from_outside(
 
 _live: weakref.WeakSet[Connections] = weakref.WeakSet()
 _deleted_at: dict[tuple[str, str, str], float] = {}
-_turns: dict[tuple[str, str, str], Turns] = {}
+_lines: dict[tuple[str, str, str], Lines] = {}
+_opening: dict[str, threading.Lock] = {}
 
 
 def _before_fork() -> None:
@@ -277,7 +316,9 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    _turns.clear()  # the parent's threads hold them
+    # The parent's threads hold them.
+    _lines.clear()
+    _opening.clear()
     for connections in list(_live):
         connections.after_fork_in_child()
 

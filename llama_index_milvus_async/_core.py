@@ -154,7 +154,7 @@ async def make_ready(backend: Backend, settings: CollectionSettings, overwrite: 
     dialect = Dialect.parse(await backend.server_version())
     check_engine(settings, dialect)
     if dialect.is_lite:
-        backend.write_in_turns(name)
+        backend.note_collection_of_lite(name)
     description = await backend.describe_collection(name)
     if description is not None and overwrite.pending:
         if description["collection_name"] != name:
@@ -360,15 +360,14 @@ class Core:
             return
         ids: dict[str, list[str]] = {"written": [], "not_written": [], "unknown": []}
         for batch, outcome in zip(batches, outcomes, strict=True):
-            ids[_fate(outcome, repeatable)].extend(row.node_id for row in batch)
+            ids[_fate(outcome)].extend(row.node_id for row in batch)
         first = failures[0]
-        if ids["unknown"]:
-            lost = next(error for error in failures if _fate(error, repeatable) == "unknown")
+        if ids["unknown"] and not repeatable:
+            lost = next(error for error in failures if _fate(error) == "unknown")
             assert isinstance(lost, ServerError)
             raise WriteOutcomeUnknownError(lost.operation, lost.message, lost.code, **ids) from lost
         if len(batches) == 1 or not isinstance(first, ServerError):
             raise first
-        del ids["unknown"]
         raise PartialWriteError(first.operation, first.message, first.code, **ids) from first
 
     async def delete(self, doc_ids: str | Sequence[str], options: DeleteOptions) -> None:
@@ -630,10 +629,10 @@ class Core:
         return found
 
 
-def _fate(outcome: Exception | bool, repeatable: bool) -> str:
+def _fate(outcome: Exception | bool) -> str:
     """What has become of the rows of a batch: written, not_written or unknown."""
     if isinstance(outcome, (UnreachableError, RequestTimeoutError)):
-        return "not_written" if outcome.nothing_done or repeatable else "unknown"
+        return "not_written" if outcome.nothing_done else "unknown"
     return "written" if outcome is True else "not_written"
 
 

@@ -119,11 +119,13 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
     nothing_done = (
         isinstance(error, NotUnderWayError) or changed_nothing(error) or operation == "connect"
     )
-    if isinstance(error, asyncio.TimeoutError) and isinstance(error.__cause__, UnreachableError):
-        # The deadline passed between attempts, and the last one says why there was no answer.
-        lost = UnreachableError(operation, error.__cause__.message)
-        lost.nothing_done = nothing_done
-        return lost
+    if isinstance(error, asyncio.TimeoutError) and isinstance(error.__cause__, ServerError):
+        nothing_done = nothing_done and error.__cause__.nothing_done
+        if isinstance(error.__cause__, UnreachableError):
+            # The deadline passed between attempts; the last one says why there was no answer.
+            lost = UnreachableError(operation, error.__cause__.message)
+            lost.nothing_done = nothing_done
+            return lost
     kind = _GRPC_ERRORS.get(status) if status is not None else None
     if kind is None and code in _PERMISSION_CODES:
         kind = AuthenticationError
@@ -141,11 +143,18 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
     elif kind is RequestTimeoutError:
         message = f"no answer from {address.uri} in time ({message})"
     failure = (kind or ServerError)(operation, message, code)
-    failure.nothing_done = nothing_done or (
-        # The connection that the request needed could not be made.
-        kind is UnreachableError and ("failed to connect" in message or code == _CONNECT_FAILED)
+    failure.nothing_done = (
+        nothing_done
+        or (kind is UnreachableError and _not_connected(code, message))
+        or status is grpc.StatusCode.RESOURCE_EXHAUSTED
+        or code in _RATE_LIMIT_CODES
     )
     return failure
+
+
+def _not_connected(code: int, message: str) -> bool:
+    """Whether the connection that a request needed could not be made, rather than was lost."""
+    return code == _CONNECT_FAILED or "failed to connect" in message
 
 
 def _details(error: BaseException) -> tuple[int, grpc.StatusCode | None, str]:

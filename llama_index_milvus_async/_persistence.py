@@ -34,6 +34,13 @@ def may_repeat(error: Exception, repeatable: bool) -> bool:
     return isinstance(error, UnreachableError) and (repeatable or error.nothing_done)
 
 
+def after_attempts(earlier: Exception | None, last: Exception) -> Exception:
+    """The error of the last attempt; nothing was done if none of them has done anything."""
+    if isinstance(earlier, ServerError) and isinstance(last, ServerError):
+        last.nothing_done = last.nothing_done and earlier.nothing_done
+    return last
+
+
 async def persist(
     attempt: Callable[[float | None], Awaitable[T]],
     *,
@@ -54,11 +61,13 @@ async def persist(
     """
     ends = math.inf if timeout is None else time.monotonic() + timeout
     left, failures = timeout, 0
+    earlier: Exception | None = None
     while True:
         try:
             return await attempt(left)
         except ServerError as error:
             failures += 1
+            earlier = after_attempts(earlier, error)
             pause = pause_after(failures)
             last = failures > MAX_RESENDS if timeout is None else time.monotonic() + pause >= ends
             if last or not may_repeat(error, repeatable):

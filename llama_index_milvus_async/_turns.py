@@ -13,15 +13,17 @@ class Turn(Future[None]):
 
     Args:
         loop: The event loop that the caller waits on, `None` for one that blocks its thread.
+        shared: Whether others that share may have their turns at the same time.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, shared: bool) -> None:
         super().__init__()
         self.loop = loop
+        self.shared = shared
 
 
 class Turns:
-    """Lets one caller at a time have its turn, first come, first served.
+    """Lets one caller at a time have its turn, or several that share; first come, first served.
 
     The callers may be on any threads and event loops. Each asks, waits, and leaves, whatever has
     happened meanwhile:
@@ -38,9 +40,9 @@ class Turns:
         self._lock = threading.RLock()
         self._line: deque[Turn] = deque()  # whose turn it is, then those who wait
 
-    def ask(self, loop: asyncio.AbstractEventLoop | None) -> Turn:
+    def ask(self, loop: asyncio.AbstractEventLoop | None, *, shared: bool = False) -> Turn:
         """Stand in line."""
-        turn = Turn(loop)
+        turn = Turn(loop, shared)
         with self._lock:
             self._line.append(turn)
             self._admit()
@@ -59,6 +61,10 @@ class Turns:
             return any(turn.loop is loop for turn in self._line)
 
     def _admit(self) -> None:
-        while self._line and not self._line[0].done():
-            if self._line[0].set_running_or_notify_cancel():
-                self._line[0].set_result(None)
+        for position, turn in enumerate(self._line):
+            if position and not turn.shared:
+                break
+            if not turn.done() and turn.set_running_or_notify_cancel():
+                turn.set_result(None)
+            if not turn.shared:
+                break

@@ -165,47 +165,9 @@ class PartialWriteError(ServerError):
 
     Attributes:
         written: Ids of the nodes whose batch Milvus acknowledged.
-        not_written: Ids of the nodes whose batch failed or was not sent. Where adding again does no
-            harm, with `upsert_mode` and on Milvus Lite, also those that may have been written.
-    """
-
-    def __init__(
-        self,
-        operation: str,
-        message: str,
-        code: int = 0,
-        written: Sequence[str] = (),
-        not_written: Sequence[str] = (),
-    ) -> None:
-        super().__init__(operation, message, code)
-        self.written = list(written)
-        self.not_written = list(not_written)
-
-    def __str__(self) -> str:
-        return (
-            f"{super().__str__()} — {len(self.written)} nodes of this call were written, "
-            f"{len(self.not_written)} were not (ids in .written and .not_written)"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (
-            self.operation,
-            self.message,
-            self.code,
-            self.written,
-            self.not_written,
-        )
-
-
-class WriteOutcomeUnknownError(PartialWriteError):
-    """A connection or a time-out ended while rows were being inserted: they may be there or not.
-
-    The rows were not sent again, because a server would keep them twice. With `upsert_mode=True`
-    a call can be repeated, and the store does so by itself; without it, look which of `unknown` are
-    there (`get_nodes`) before adding them again.
-
-    Attributes:
-        unknown: Ids of the nodes that may have been written.
+        not_written: Ids of the nodes whose batch was refused or not sent.
+        unknown: Ids of the nodes whose batch may have been written: the connection was lost, or
+            the time was over, before Milvus answered.
     """
 
     def __init__(
@@ -217,15 +179,39 @@ class WriteOutcomeUnknownError(PartialWriteError):
         not_written: Sequence[str] = (),
         unknown: Sequence[str] = (),
     ) -> None:
-        super().__init__(operation, message, code, written, not_written)
+        super().__init__(operation, message, code)
+        self.written = list(written)
+        self.not_written = list(not_written)
         self.unknown = list(unknown)
 
     def __str__(self) -> str:
-        return (
-            f"{super().__str__()}; of {len(self.unknown)} it is unknown (ids in .unknown): "
-            "look for them before adding them again, or use upsert_mode=True"
+        text = (
+            f"{super().__str__()} — {len(self.written)} nodes of this call were written, "
+            f"{len(self.not_written)} were not (ids in .written and .not_written)"
         )
+        if self.unknown:
+            text += f"; of {len(self.unknown)} it is unknown (ids in .unknown): {self._remedy}"
+        return text
+
+    _remedy = "add them again"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        cls, arguments = super().__reduce__()
-        return cls, (*arguments, self.unknown)
+        return type(self), (
+            self.operation,
+            self.message,
+            self.code,
+            self.written,
+            self.not_written,
+            self.unknown,
+        )
+
+
+class WriteOutcomeUnknownError(PartialWriteError):
+    """A connection or a time-out ended while rows were being inserted: they may be there or not.
+
+    The rows were not sent again, because a server would keep them twice. With `upsert_mode=True`
+    a call can be repeated, and the store does so by itself; without it, look which of `unknown` are
+    there (`get_nodes`) before adding them again.
+    """
+
+    _remedy = "look for them before adding them again, or use upsert_mode=True"

@@ -369,11 +369,12 @@ class MilvusVectorStore(BasePydanticVectorStore):
             rows_per_insert=self.batch_size,
             coalesce=self.coalesce,
         )
-        self._ready = self._connections.once(
-            lambda: run_sync(
-                make_ready(self._connections.sync(), self._settings(), self._overwrite)
-            )
-        )
+        self._ready = self._connections.once(self._make_ready)
+
+    def _make_ready(self) -> Ready:
+        connections = self._connections
+        with connections.opening():
+            return run_sync(make_ready(connections.sync(), self._settings(), self._overwrite))
 
     def _settings(self) -> CollectionSettings:
         dense, sparse = [], None

@@ -902,9 +902,7 @@ async def test_overload_is_told_after_a_bounded_number_of_tries(server):
 async def test_under_overload_a_deadline_decides(server):
     with frozen() as clock:
         coalescer, kind = new_coalescer(clock=clock), server.kind()
-        (task,) = await submitted(
-            coalescer, kind, [0], timeout=200 * _coalescing.LONGEST_PAUSE
-        )
+        (task,) = await submitted(coalescer, kind, [0], timeout=200 * _coalescing.LONGEST_PAUSE)
         while not task.done():
             if server.open:
                 server.open[0].refuse(OverloadError(len(server.calls)))

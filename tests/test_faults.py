@@ -205,6 +205,7 @@ METHODS = {
     "connect": "Connect",
 }
 OPERATIONS = list(METHODS)
+WRITES = ("add", "upsert", "delete", "delete_nodes", "clear")
 
 
 def rows_of(raw, collection, prefix):
@@ -497,7 +498,9 @@ async def test_the_server_is_killed_and_restarted_in_mid_flight(get_mortal, name
     cases = []
     for operation in operations:
         for colour in ("sync", "async"):
-            own = f"{shared}_{colour}" if operation == "clear" else shared
+            # Writers to one collection of Milvus Lite stand in line, and `clear` clears all of it.
+            alone = operation == "clear" or (is_lite and operation in WRITES)
+            own = f"{shared}_{operation}_{colour}" if alone else shared
             upsert = operation == "upsert"
             store = MilvusVectorStore(**options, collection_name=own, upsert_mode=upsert)
             cases.append(Case(operation, Coloured(store, colour), f"{operation}-{colour}", is_lite))
@@ -517,7 +520,6 @@ async def test_the_server_is_killed_and_restarted_in_mid_flight(get_mortal, name
     running = [asyncio.ensure_future(attempt(in_parallel(case))) for case in cases]
     for _ in cases:
         assert await asyncio.to_thread(held.acquire, timeout=LONG)
-    await asyncio.to_thread(mortal.flush, shared)
     await asyncio.to_thread(mortal.kill)
     proxy.disarm()
     go.set()
@@ -676,9 +678,7 @@ async def test_a_cancelled_call_leaves_nothing_and_takes_nobody_along(
         await asyncio.sleep(0.02 if name == "delayed" else 0.1)
         began = time.monotonic()
         cancelled.cancel()
-        # Connecting to a closed port has already failed.
-        connects = (operation, name) == ("connect", "refused")
-        with pytest.raises(UnreachableError if connects else asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError):
             await cancelled
         assert time.monotonic() - began < ROOM
     outcome, _ = await stays

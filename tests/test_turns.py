@@ -1,0 +1,198 @@
+"""Lines of callers of both colours, and what they keep Milvus Lite from."""
+
+import asyncio
+import itertools
+import random
+import threading
+import time
+
+import pytest
+from llama_index.core.vector_stores.types import VectorStoreQuery
+
+from llama_index_milvus_async._turns import Turns
+from tests.fixtures.stores import make_nodes
+
+LONG = 30.0  # seconds that nothing here takes
+
+
+def done(*turns):
+    return [turn.done() for turn in turns]
+
+
+def test_one_has_its_turn_after_the_other():
+    line = Turns()
+    first, second, third = (line.ask(None) for _ in range(3))
+    assert done(first, second, third) == [True, False, False]
+    line.leave(first)
+    assert done(second, third) == [True, False]
+    line.leave(second)
+    assert done(third) == [True]
+
+
+def test_those_who_share_have_their_turns_together_and_do_not_overtake():
+    line = Turns()
+    one, two = line.ask(None, shared=True), line.ask(None, shared=True)
+    alone = line.ask(None)
+    three = line.ask(None, shared=True)
+    assert done(one, two, alone, three) == [True, True, False, False]
+    line.leave(one)
+    assert done(alone, three) == [False, False]
+    line.leave(two)
+    assert done(alone, three) == [True, False]
+    line.leave(alone)
+    assert done(three) == [True]
+
+
+def test_who_leaves_while_waiting_is_passed_over():
+    line = Turns()
+    first, gone, last = (line.ask(None) for _ in range(3))
+    line.leave(gone)
+    line.leave(first)
+    assert gone.cancelled()
+    assert done(last) == [True]
+
+
+async def test_a_cancelled_waiter_leaves_the_line():
+    line, loop = Turns(), asyncio.get_running_loop()
+    first = line.ask(None)
+
+    async def wait():
+        turn = line.ask(loop)
+        try:
+            await asyncio.wrap_future(turn)
+        finally:
+            line.leave(turn)
+
+    waiter = asyncio.ensure_future(wait())
+    await asyncio.sleep(0)
+    assert line.has(loop)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert not line.has(loop)
+    line.leave(first)
+    assert done(line.ask(None)) == [True]
+
+
+def test_many_threads_are_never_in_it_together():
+    line, inside, most = Turns(), [], []
+
+    def work():
+        for _ in range(50):
+            turn = line.ask(None)
+            turn.result(LONG)
+            inside.append(turn)
+            most.append(len(inside))
+            inside.remove(turn)
+            line.leave(turn)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 400
+
+
+# What the store makes of it
+
+
+class Overlaps:
+    """Which requests were under way at the same time; for `Recorder.intercept`."""
+
+    METHODS = ("Insert", "Delete", "Flush", "Query", "Search")
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.under_way = []
+        self.seen = set()
+
+    def __call__(self, call):
+        if call.method not in self.METHODS:
+            return
+        with self.lock:
+            self.seen.update(frozenset((call.method, other)) for other in self.under_way)
+            self.under_way.append(call.method)
+        time.sleep(0.02)  # without it they would seldom meet
+        with self.lock:
+            self.under_way.remove(call.method)
+
+
+@pytest.mark.engines("lite")
+async def test_what_overlaps_on_milvus_lite(recorder, make_store):
+    name = make_store().collection_name
+    stores = [make_store(uri=recorder.uri, collection_name=name, batch_size=5) for _ in range(2)]
+    for store in stores:
+        await store.aconnect()
+    recorder.intercept = overlaps = Overlaps()
+    work = []
+    for number, store in enumerate(stores):
+        prefix, [node] = f"store-{number}", make_nodes(1)
+        query = VectorStoreQuery(query_embedding=node.embedding, similarity_top_k=1)
+        work += [
+            store.async_add(make_nodes(20, prefix=f"{prefix}-bulk")),
+            *(store.async_add(make_nodes(1, prefix=f"{prefix}-{i}")) for i in range(10)),
+            store.adelete_nodes([f"{prefix}-other"]),
+            store.adelete(f"{prefix}-other"),
+            asyncio.to_thread(store.add, make_nodes(20, prefix=f"{prefix}-sync")),
+            asyncio.to_thread(asyncio.run, store.async_add(make_nodes(9, prefix=f"{prefix}-loop"))),
+            store.async_add(make_nodes(1, prefix=f"{prefix}-flushed"), force_flush=True),
+            *(store.aget_nodes([f"{prefix}-{i}"], timeout=LONG - i) for i in range(10)),
+            *(store.aquery(query, timeout=LONG - i) for i in range(10)),
+            *(asyncio.to_thread(store.query, query) for _ in range(3)),
+        ]
+    await asyncio.gather(*work)
+    seen = {tuple(sorted(pair)) if len(pair) == 2 else (*pair, *pair) for pair in overlaps.seen}
+    for apart in (
+        *itertools.combinations_with_replacement(["Delete", "Flush", "Insert"], 2),
+        ("Flush", "Query"),
+        ("Flush", "Search"),
+    ):
+        assert apart not in seen
+    assert ("Query", "Search") in seen
+    assert ("Insert", "Search") in seen
+
+
+@pytest.mark.engines("lite")
+async def test_a_blocking_call_among_asynchronous_ones_of_its_loop_does_not_wait_for_them(
+    recorder, make_store
+):
+    store = make_store(uri=recorder.uri)
+    await store.aconnect()
+    recorder.intercept = Overlaps()
+    adding = asyncio.ensure_future(store.async_add(make_nodes(3)))
+    await asyncio.sleep(0.01)
+    began = time.monotonic()
+    store.add(make_nodes(3, prefix="blocking"))
+    assert time.monotonic() - began < LONG / 3  # a turn is waited for that long
+    await adding
+    ids = [f"{prefix}-{i}" for prefix in ("node", "blocking") for i in range(3)]
+    assert [node.node_id for node in await store.aget_nodes(ids)] == ids
+
+
+@pytest.mark.engines("lite")
+async def test_reads_see_all_rows_while_milvus_lite_flushes(make_store, colour):
+    store = make_store(batch_size=50)
+    known, random_ = [], random.Random(0)
+
+    async def read(wanted):
+        if colour == "sync":
+            return await asyncio.to_thread(store.get_nodes, wanted)
+        return await store.aget_nodes(wanted)
+
+    async def write():
+        for number in range(40):
+            known.extend(await store.async_add(make_nodes(100, prefix=f"row-{number}")))
+            if number % 4 == 3:
+                await store.async_add(make_nodes(1, prefix=f"last-{number}"), force_flush=True)
+
+    writing = asyncio.ensure_future(write())
+    reads = 0
+    while not writing.done():
+        wanted = random_.sample(known, min(10, len(known)))
+        if wanted:
+            assert [node.node_id for node in await read(wanted)] == wanted
+            reads += 1
+        await asyncio.sleep(0)
+    await writing
+    assert reads > 10
