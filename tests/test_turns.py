@@ -5,6 +5,7 @@ import itertools
 import random
 import threading
 import time
+from functools import partial
 
 import pytest
 from llama_index.core.vector_stores.types import VectorStoreQuery
@@ -125,7 +126,7 @@ async def test_what_overlaps_on_milvus_lite(recorder, make_store):
     for store in stores:
         await store.aconnect()
     recorder.intercept = overlaps = Overlaps()
-    work = []
+    work, reads = [], []
     for number, store in enumerate(stores):
         prefix, [node] = f"store-{number}", make_nodes(1)
         query = VectorStoreQuery(query_embedding=node.embedding, similarity_top_k=1)
@@ -137,11 +138,19 @@ async def test_what_overlaps_on_milvus_lite(recorder, make_store):
             asyncio.to_thread(store.add, make_nodes(20, prefix=f"{prefix}-sync")),
             asyncio.to_thread(asyncio.run, store.async_add(make_nodes(9, prefix=f"{prefix}-loop"))),
             store.async_add(make_nodes(1, prefix=f"{prefix}-flushed"), force_flush=True),
-            *(store.aget_nodes([f"{prefix}-{i}"], timeout=LONG - i) for i in range(10)),
-            *(store.aquery(query, timeout=LONG - i) for i in range(10)),
-            *(asyncio.to_thread(store.query, query) for _ in range(3)),
         ]
-    await asyncio.gather(*work)
+        reads += [
+            partial(store.aget_nodes, [f"{prefix}-1"]),
+            partial(store.aquery, query),
+            partial(asyncio.to_thread, store.query, query),
+        ]
+    writing = asyncio.gather(*work)
+
+    async def read_on(read):
+        while not writing.done():
+            await read()
+
+    await asyncio.gather(writing, *map(read_on, reads))
     seen = {tuple(sorted(pair)) if len(pair) == 2 else (*pair, *pair) for pair in overlaps.seen}
     for apart in (
         *itertools.combinations_with_replacement(["Delete", "Flush", "Insert"], 2),
