@@ -15,8 +15,6 @@ pytest_plugins = (
 # What these find is still being mended (reads and deletes by filter after a lost connection, ...).
 # `WITH_OPEN_FINDINGS=1 make test-pymilvus30 PYTEST_ARGS="-k faults"` runs them.
 OPEN_FINDINGS = [
-    "fault_proxy",
-    "faults",
     "hostile_rows",
     "isolation",
     "limits",
