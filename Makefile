@@ -2,13 +2,18 @@
 #
 #   PYTHON=python3.12      the interpreter that makes the virtual environments
 #   PYTEST_ARGS="-k add"   passed to pytest
-#   PIP_ARGS, DEMO_ARGS, BENCH_ARGS   passed to pip install, the demo and the benchmark
+#   WORKERS=4              processes that share the tests; each starts engines of its own
+#   PIP_ARGS, DEMO_ARGS, BENCH_ARGS, SOAK_ARGS   passed to pip install, the demo, ...
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
 PIP_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
+# Tests mostly wait, for servers. Tests of one file share collections, and stay together.
+WORKERS ?= 2
+IN_PARALLEL := -n $(WORKERS) --dist loadfile
 
 # Relative paths and `python -m ...` only: both survive a checkout in a path with spaces.
 VENV := .venv
@@ -23,7 +28,7 @@ INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench quality docs test test-pymilvus30 test-pymilvus26 lint types format clean
+.PHONY: help demo bench quality soak docs test test-pymilvus30 test-pymilvus26 lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -41,12 +46,15 @@ test: lint types test-pymilvus30 test-pymilvus26 ## lint, types, and the tests w
 
 test-pymilvus30: $(VENV)/.installed-dev ## the tests with pymilvus 3.0
 	@echo "==== tests with pymilvus 3.0 ($(VENV)) ===="
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 test-pymilvus26: $(VENV26)/.installed ## the tests with pymilvus 2.6
 	@echo "==== tests with pymilvus 2.6 ($(VENV26)) ===="
-	$(VENV26)/bin/python -m pytest $(NOT_WITH_26:%=--ignore=tests/test_%.py) -k 'not standalone' $(PYTEST_ARGS)
-	$(VENV26)/bin/python -m pytest $(STANDALONE_WITH_26:%=tests/test_%.py) -k 'standalone or external' $(PYTEST_ARGS)
+	$(VENV26)/bin/python -m pytest $(IN_PARALLEL) $(NOT_WITH_26:%=--ignore=tests/test_%.py) -k 'not standalone' $(PYTEST_ARGS)
+	$(VENV26)/bin/python -m pytest $(IN_PARALLEL) $(STANDALONE_WITH_26:%=tests/test_%.py) -k 'standalone or external' $(PYTEST_ARGS)
+
+soak: $(VENV)/.installed-dev ## ten minutes of faults and restarts on each engine: is anything lost?
+	$(VENV)/bin/python -m tests.soak $(SOAK_ARGS)
 
 docs: $(VENV)/.installed-dev ## build the documentation into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict

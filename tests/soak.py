@@ -41,6 +41,7 @@ from llama_index_milvus_async.errors import (
 )
 from tests.fixtures.engines import SERVERS, new_client
 from tests.fixtures.faults import Mortal
+from tests.fixtures.servers import StandaloneServer
 from tests.fixtures.stores import Coloured
 
 DIM = 16
@@ -542,11 +543,18 @@ def soak(seconds: float, engine: str, directory: Path) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Is anything lost, doubled or leaked?")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--engine", choices=list(SERVERS), default="lite")
+    parser.add_argument("--seconds", type=float, default=600.0, help="for each engine")
+    parser.add_argument("--engine", choices=list(SERVERS), help="this one instead of all")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        return 0 if soak(arguments.seconds, arguments.engine, Path(directory)) else 1
+    well = True
+    for engine in [arguments.engine] if arguments.engine else SERVERS:
+        if engine == "standalone" and (reason := StandaloneServer.why_not()):
+            print(f"{engine}: {reason}")
+            continue
+        print(f"==== {engine}, {arguments.seconds:g} s ====", flush=True)
+        with tempfile.TemporaryDirectory() as directory:
+            well &= soak(arguments.seconds, engine, Path(directory))
+    return 0 if well else 1
 
 
 if __name__ == "__main__":
