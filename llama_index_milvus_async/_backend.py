@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pymilvus import AnnSearchRequest, AsyncMilvusClient, CollectionSchema
+from pymilvus import AnnSearchRequest, AsyncMilvusClient, CollectionSchema, MilvusClient
 from pymilvus.client.types import LoadState
 from pymilvus.milvus_client.index import IndexParams
 
@@ -537,11 +537,29 @@ class SyncBackend(Backend):
         return encoder.encode(texts, queries=queries)
 
 
+class BlockingClient(MilvusClient):  # type: ignore[misc] # pymilvus has no types
+    """The `MilvusClient` of blocking calls; connects when it is made."""
+
+    #: Whether it was closed; users may close what `store.client` gives them.
+    closed = False
+
+    def __init__(self, connections: Connections, timeout: float | None) -> None:
+        super().__init__(**connections.address.client_arguments(timeout))
+        _single_attempt.install(self._get_connection())
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
 class LoopClient(AsyncMilvusClient):  # type: ignore[misc] # pymilvus has no types
     """The `AsyncMilvusClient` of one event loop, safe to be called by many tasks at once.
 
     Concurrent first calls on pymilvus' own client open a channel each and leak all but one.
     """
+
+    #: Whether it was closed; users may close what `store.aclient` gives them.
+    closed = False
 
     def __init__(self, connections: Connections) -> None:
         arguments = connections.address.client_arguments(connections.timeout)
@@ -562,6 +580,10 @@ class LoopClient(AsyncMilvusClient):  # type: ignore[misc] # pymilvus has no typ
                 _search_response.install(self._handler)
                 _single_attempt.install(self._handler)
                 self._installed = self._handler
+
+    async def close(self) -> None:
+        self.closed = True
+        await super().close()
 
 
 class AsyncBackend(Backend):
@@ -612,13 +634,14 @@ class AsyncBackend(Backend):
 
     def client(self) -> LoopClient:
         """The client of this loop, which connects at its first call."""
-        if self._client is None:
+        if self._client is None or self._client.closed:
+            self._connected = False
             self._client = LoopClient(self._connections)
         return self._client
 
     async def connect(self) -> LoopClient:
         """The connected client of this loop."""
-        if self._client is not None and self._connected:
+        if self._client is not None and self._connected and not self._client.closed:
             return self._client
         connections = self._connections
 

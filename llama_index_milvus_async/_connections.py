@@ -15,11 +15,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from pymilvus import MilvusClient
-
-from . import _single_attempt
 from ._address import Address, check_lite_installed, connect_timeout
-from ._backend import AsyncBackend, SyncBackend, run_sync, running_loop
+from ._backend import AsyncBackend, BlockingClient, SyncBackend, run_sync, running_loop
 from ._coalescing import KindStats
 from ._failures import translated
 from ._once import Once
@@ -100,7 +97,7 @@ class Connections:
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._connecting = threading.Lock()
-        self._sync_client: MilvusClient | None = None
+        self._sync_client: BlockingClient | None = None
         # By the loop itself: id() is reused. A weak key would never die, because the client's
         # channel refers to its loop; closed loops are pruned instead.
         self._loops: dict[asyncio.AbstractEventLoop, AsyncBackend] = {}
@@ -132,27 +129,26 @@ class Connections:
                 backend = self._loops[loop] = AsyncBackend(self)
         return backend
 
-    def sync_client(self) -> MilvusClient:
+    def sync_client(self) -> BlockingClient:
         """The connected blocking client; connects in the calling thread."""
         self.check_open()
-        if self._sync_client is None:
+        client = self._sync_client
+        if client is None or client.closed:
             with self._connecting:
                 self.check_open()  # it may have been closed while this thread waited
-                if self._sync_client is None:
-                    self._sync_client = self._new_sync_client()
-        return self._sync_client
+                client = self._sync_client
+                if client is None or client.closed:
+                    client = self._sync_client = self._new_sync_client()
+        return client
 
-    def _new_sync_client(self) -> MilvusClient:
+    def _new_sync_client(self) -> BlockingClient:
         check_lite_installed(self.address)
 
-        async def attempt(left: float | None) -> MilvusClient:
+        async def attempt(left: float | None) -> BlockingClient:
             with translated("connect", self.address):
-                return MilvusClient(**self.address.client_arguments(left))
+                return BlockingClient(self, left)
 
-        timeout = connect_timeout(self.timeout)
-        client = run_sync(persist(attempt, timeout=timeout, sleep=block))
-        _single_attempt.install(client._get_connection())
-        return client
+        return run_sync(persist(attempt, timeout=connect_timeout(self.timeout), sleep=block))
 
     def stats(self) -> dict[str, KindStats]:
         """The counts of every event loop so far, by kind of request."""

@@ -650,6 +650,19 @@ def test_client_is_a_ready_client(make_store):
     assert store.client is client
 
 
+async def test_a_client_that_its_user_closed_is_replaced(reopen, coloured):
+    store = reopen()
+    await store.aconnect()
+    closed = store.client, store.aclient
+    store.client.close()
+    await store.aclient.close()
+    assert sorted((await coloured(store).query(query())).ids)[0] == "node-0"
+    assert [node.node_id for node in await coloured(store).get_nodes(["node-1"])] == ["node-1"]
+    await coloured(store).delete_nodes(["node-9"])
+    assert store.client is not closed[0]
+    assert store.aclient is not closed[1]
+
+
 async def test_aclient_is_a_ready_client_of_the_running_loop(reopen):
     store = reopen()
     client = store.aclient
