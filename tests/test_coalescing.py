@@ -15,7 +15,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -897,6 +897,22 @@ async def test_overload_is_told_after_a_bounded_number_of_tries(server):
     assert [type(result) for result in results] == [OverloadError] * 2
     assert results[0].args == (_coalescing.MAX_RESENDS + 1,)
     assert coalescer.is_idle
+
+
+async def test_the_last_error_tells_of_the_earlier_ones(server):
+    def after(earlier, last):
+        last.args = (*earlier.args, *last.args)
+        return last
+
+    with frozen() as clock:
+        coalescer = new_coalescer(clock=clock)
+        tasks = await submitted(coalescer, replace(server.kind(), after=after), [0, 1])
+        for error in (OverloadError("first"), OverloadError("second"), LostError("last")):
+            server.open[0].refuse(error)
+            await clock.advance(_coalescing.LONGEST_PAUSE)
+        told = await outcomes(tasks)
+    assert [type(error) for error in told] == [LostError] * 2
+    assert [error.args for error in told] == [("first", "second", "last")] * 2
 
 
 async def test_under_overload_a_deadline_decides(server):
