@@ -909,6 +909,7 @@ async def test_the_last_error_tells_of_the_earlier_ones(server):
         tasks = await submitted(coalescer, replace(server.kind(), after=after), [0, 1])
         for error in (OverloadError("first"), OverloadError("second"), LostError("last")):
             server.open[0].refuse(error)
+            await turns()
             await clock.advance(_coalescing.LONGEST_PAUSE)
         told = await outcomes(tasks)
     assert [type(error) for error in told] == [LostError] * 2
