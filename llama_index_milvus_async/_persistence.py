@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -9,7 +10,7 @@ from typing import TypeVar
 
 from ._coalescing import MAX_RESENDS, pause_after
 from ._failures import is_overload
-from .errors import ServerError, UnreachableError
+from .errors import RequestTimeoutError, ServerError, UnreachableError
 
 T = TypeVar("T")
 
@@ -35,10 +36,16 @@ def may_repeat(error: Exception, repeatable: bool) -> bool:
 
 
 def after_attempts(earlier: Exception | None, last: Exception) -> Exception:
-    """The error of the last attempt; nothing was done if none of them has done anything."""
-    if isinstance(earlier, ServerError) and isinstance(last, ServerError):
-        last.nothing_done = last.nothing_done and earlier.nothing_done
-    return last
+    """What to tell of several attempts: nothing was done if none of them has done anything."""
+    if not isinstance(earlier, ServerError) or not isinstance(last, ServerError):
+        return last
+    told = last
+    if isinstance(last, RequestTimeoutError) and isinstance(earlier, UnreachableError):
+        # The rest of the time was too short for another attempt; why, only the earlier one knows.
+        told = copy.copy(earlier)
+        told.__cause__ = earlier.__cause__
+    told.nothing_done = last.nothing_done and earlier.nothing_done
+    return told
 
 
 async def persist(
@@ -57,20 +64,22 @@ async def persist(
         sleep: Waits for some seconds.
 
     Raises:
-        ServerError: That of the last attempt.
+        ServerError: That of the last attempt, or of an earlier one that says more.
     """
     ends = math.inf if timeout is None else time.monotonic() + timeout
     left, failures = timeout, 0
-    earlier: Exception | None = None
+    told: Exception | None = None
     while True:
         try:
             return await attempt(left)
         except ServerError as error:
             failures += 1
-            earlier = after_attempts(earlier, error)
+            told = after_attempts(told, error)
             pause = pause_after(failures)
             last = failures > MAX_RESENDS if timeout is None else time.monotonic() + pause >= ends
             if last or not may_repeat(error, repeatable):
-                raise
+                if told is error:
+                    raise
+                raise told from told.__cause__
         await sleep(pause)
         left = None if timeout is None else max(_LEAST_TIME, ends - time.monotonic())

@@ -9,6 +9,7 @@ import pytest
 
 from tests.fixtures.faults import FaultyProxy, Frames, HeaderTable
 from tests.fixtures.servers import free_port
+from tests.fixtures.waiting import wait_until
 
 #: Seconds after which a socket has been silent: what passes takes milliseconds.
 SILENCE = 0.3
@@ -108,7 +109,9 @@ def test_everything_passes_both_ways(echo, proxy, connect):
     assert receive(first, len(data)) == data
     seconds_of_round_trip(second)
     assert (proxy.counts.connections, proxy.counts.open, proxy.counts.cut) == (2, 2, 0)
-    assert proxy.counts.to_server == proxy.counts.to_client == len(data) + 1
+    # Bytes are counted after they were passed on.
+    wait_until(lambda: proxy.counts.to_client == len(data) + 1)
+    assert proxy.counts.to_server == len(data) + 1
 
 
 def test_an_end_is_passed_on(echo, proxy, connect):

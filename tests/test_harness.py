@@ -15,6 +15,7 @@ from tests.fixtures import engines
 from tests.fixtures.loops import watched
 from tests.fixtures.servers import answers
 from tests.fixtures.stores import ASYNC_NAMES, Coloured, collection_name, make_nodes
+from tests.fixtures.waiting import wait_until
 
 # Engines
 
@@ -89,13 +90,6 @@ def is_running(pid):
     except ProcessLookupError:
         return False
     return True
-
-
-def wait_until(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # Stores and nodes

@@ -105,3 +105,10 @@ def test_nothing_was_done_if_no_attempt_has_done_anything(monkeypatch, attempted
     with pytest.raises(ServerError) as caught:
         attempts.run(timeout=10.0)
     assert caught.value.nothing_done == all(attempted)
+
+
+def test_a_timeout_after_a_lost_connection_is_told_as_a_lost_connection(monkeypatch):
+    attempts = Attempts(monkeypatch, lost(nothing_done=True), RequestTimeoutError("insert", ""))
+    with pytest.raises(UnreachableError, match="connection reset") as caught:
+        attempts.run(timeout=10.0)
+    assert not caught.value.nothing_done
