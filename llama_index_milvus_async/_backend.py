@@ -150,23 +150,26 @@ class Backend(ABC):
         lines = self._connections.lines(method, *args)
 
         async def attempt(left: float | None) -> Any:
-            request = partial(self._attempt, method, args, left, kwargs)
-            for turns, shared in lines:
-                request = partial(self._in_turn, turns, shared, request)
-            return await request()
+            stood: list[tuple[Turns, Turn]] = []
+            try:
+                for turns, shared in lines:
+                    turn = turns.ask(self._loop, shared=shared)
+                    stood.append((turns, turn))
+                    wait = partial(self._wait_for, turn, turns)
+                    if _insert_message.CHECKED_ROWS in kwargs:
+                        # Packing takes as long as sending does.
+                        kwargs[_insert_message.BEFORE_SENDING] = wait
+                    else:
+                        await wait()
+                return await self._attempt(method, args, left, kwargs)
+            finally:
+                for turns, turn in stood:
+                    turns.leave(turn)
 
         await self._connect()
         if not repeatedly:
             return await attempt(timeout)
         return await persist(attempt, timeout=timeout, sleep=self._sleep)
-
-    async def _in_turn(self, turns: Turns, shared: bool, request: Callable[[], Awaitable[T]]) -> T:
-        turn = turns.ask(self._loop, shared=shared)
-        try:
-            await self._wait_for(turn, turns)
-            return await request()
-        finally:
-            turns.leave(turn)
 
     @abstractmethod
     async def once(self, once: Once[T]) -> T:

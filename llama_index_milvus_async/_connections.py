@@ -50,12 +50,12 @@ class Lines:
     users: Turns = field(default_factory=Turns)
 
 
-#: For each request its lines, the last one first, and whether it shares its turn in them.
+#: For each request its lines, and whether it shares its turn in them.
 _LINES = {
     "insert": [("writers", False)],
     "upsert": [("writers", False)],
     "delete": [("writers", False)],
-    "flush": [("users", False), ("writers", False)],
+    "flush": [("writers", False), ("users", False)],
     "search": [("users", True)],
     "hybrid_search": [("users", True)],
     "query": [("users", True)],
@@ -174,7 +174,7 @@ class Connections:
         self._of_lite.add(collection_name)
 
     def lines(self, method: str, *args: Any) -> Sequence[tuple[Turns, bool]]:
-        """The lines that a request has to stand in, the last one first, and whether it shares."""
+        """The lines that a request has to stand in, and whether it shares its turn there."""
         if not args or args[0] not in self._of_lite or method not in _LINES:
             return ()
         lines = _lines.setdefault(self._key(args[0]), Lines())

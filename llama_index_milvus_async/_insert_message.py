@@ -24,6 +24,8 @@ Row = Mapping[str, Any]
 
 #: Keyword argument of `insert` and `upsert` that says: these rows have been checked.
 CHECKED_ROWS = "checked_rows"
+#: Keyword argument beside it: to be awaited between packing and sending.
+BEFORE_SENDING = "before_sending"
 
 #: Where the values of a column type are in `schema.proto`'s ScalarField.
 SCALARS = {
@@ -96,9 +98,13 @@ class _Builder:
                 schema, timestamp = await handler._get_schema(
                     collection_name, context=kwargs.get("context")
                 )
+                before_sending = kwargs.pop(BEFORE_SENDING, None)
                 request = self.build(collection_name, rows, partition_name, schema, timestamp)
-                if request is not None:
-                    return request
+                if request is None:
+                    request = await slow(collection_name, rows, partition_name, *rest, **kwargs)
+                if before_sending is not None:
+                    await before_sending()
+                return request
             return await slow(collection_name, rows, partition_name, *rest, **kwargs)
 
         return prepare
