@@ -26,11 +26,21 @@ from typing import Any
 INSTALL = 'pip install "llama-index-milvus-async[examples]"'
 
 try:
-    from async_rag import QUESTIONS, DemoError, count, indented, load_embed_model, positive
+    from async_rag import (  # before pymilvus is imported
+        MILVUS_URI,
+        QUESTIONS,
+        DemoError,
+        count,
+        indented,
+        load_embed_model,
+        load_llm,
+        no_answer,
+        positive,
+    )
     from llama_index.core.agent.workflow import AgentOutput, FunctionAgent, ToolCallResult
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.base.llms.types import ToolCallBlock
-    from llama_index.core.llms import LLM, ChatMessage, LLMMetadata, MessageRole
+    from llama_index.core.llms import LLM, ChatMessage, MessageRole
     from llama_index.core.llms.mock import MockFunctionCallingLLM
     from llama_index.core.tools import FunctionTool
     from llama_index.core.vector_stores.types import VectorStoreQuery
@@ -87,7 +97,8 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--question", action="append", metavar="TEXT", help="may be given several times")
     add("--top-k", type=positive, default=3, metavar="N", help="passages of a search (%(default)s)")
-    add("--uri", default="./examples.db", help="server, or file of Milvus Lite (%(default)s)")
+    uri = MILVUS_URI or "./examples.db"
+    add("--uri", default=uri, help="server, or file of Milvus Lite (MILVUS_URI; %(default)s)")
     add("--token", help="user:password or API key of the server (MILVUS_TOKEN)")
     add("--collection", default="documents", help="what ingest_folder.py filled (%(default)s)")
     add("--embed-model", metavar="MODEL", help="the one that ingest_folder.py was given")
@@ -148,35 +159,15 @@ async def ask(agent: FunctionAgent, question: str) -> tuple[AgentOutput, list[To
     calls = [event async for event in handler.stream_events() if isinstance(event, ToolCallResult)]
     try:
         answer = await handler
-    except (OpenAIError, WorkflowRuntimeError, WorkflowTimeoutError) as error:
+    except OpenAIError as error:
+        raise no_answer(agent.llm, error) from error
+    except (WorkflowRuntimeError, WorkflowTimeoutError) as error:
         raise DemoError(f"{question!r} was not answered: {error}") from error
     for call in calls:
         # The agent tells the language model only, which can do nothing about an unreachable store.
         if isinstance(call.tool_output.exception, (DemoError, MilvusVectorStoreError)):
             raise call.tool_output.exception
     return answer, calls
-
-
-def load_llm(name: str, api_base: str | None) -> LLM | None:
-    """The language model, if there is a key for it."""
-    if not os.environ.get("OPENAI_API_KEY"):
-        return None
-
-    from llama_index.llms.openai import OpenAI
-
-    class AnyModel(OpenAI):
-        """`OpenAI` refuses models that it does not know, as those of other endpoints are."""
-
-        @property
-        def metadata(self) -> LLMMetadata:
-            try:
-                return super().metadata
-            except ValueError:
-                return LLMMetadata(
-                    model_name=self.model, is_chat_model=True, is_function_calling_model=True
-                )
-
-    return AnyModel(model=name, api_base=api_base, max_retries=1)
 
 
 def mock_llm() -> LLM:

@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -26,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# pymilvus reads MILVUS_URI as well, while it is imported, and refuses the path of a file in it.
+MILVUS_URI = os.environ.pop("MILVUS_URI", "")
 INSTALL = 'pip install "llama-index-milvus-async[demo]"'
 
 try:
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from llama_index.core.embeddings import BaseEmbedding
     from llama_index.core.schema import BaseNode, NodeWithScore
     from llama_index.llms.openai import OpenAI
+    from openai import OpenAIError
 
 DATA = Path(__file__).parent / "data"
 QUESTIONS = [
@@ -77,8 +81,8 @@ def main() -> None:
     """Index the documents, ask the questions, print the answers."""
     args = parse_arguments()
     nodes = read_passages(args.docs)
-    embed_model = load_embed_model(args.embed_model)
     llm = load_llm(args.llm_model, args.api_base)
+    embed_model = load_embed_model(args.embed_model)
 
     store = MilvusVectorStore(
         uri=args.uri,
@@ -114,12 +118,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--docs", type=Path, default=DATA, metavar="DIR", help="folder with .txt files in UTF-8")
     add("--question", action="append", metavar="TEXT", help="may be given several times")
     add("--top-k", type=positive, default=3, metavar="N", help="passages shown (%(default)s)")
-    add("--uri", default="./milvus_demo.db", help="server, or file of Milvus Lite (%(default)s)")
+    uri = MILVUS_URI or "./milvus_demo.db"
+    add("--uri", default=uri, help="server, or file of Milvus Lite (MILVUS_URI; %(default)s)")
     add("--token", help="user:password or API key of the server (MILVUS_TOKEN)")
     add("--collection", default="async_rag_demo", help="made anew by each run (%(default)s)")
     add("--embed-model", metavar="MODEL", help="name or path for sentence-transformers")
     add("--llm-model", default="gpt-4.1-mini", help="asked with OPENAI_API_KEY (%(default)s)")
-    add("--api-base", metavar="URL", help="endpoint of the language model, if not OpenAI's own")
+    add("--api-base", metavar="URL", help="endpoint of the language model (OPENAI_API_BASE)")
     args = parser.parse_args()
     args.question = args.question or QUESTIONS
     return args
@@ -191,9 +196,12 @@ def load_embed_model(name: str | None) -> BaseEmbedding:
 
 
 def load_llm(name: str, api_base: str | None) -> OpenAI | None:
-    """The language model that writes the answers, if there is a key for it."""
-    if not os.environ.get("OPENAI_API_KEY"):
+    """The language model of OpenAI, or of a compatible endpoint, if there is a key for it."""
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key:
         return None
+    if not re.fullmatch("[!-~]+", key):
+        raise DemoError("OPENAI_API_KEY has a character that no key has, such as a line break.")
 
     from llama_index.core.llms import LLMMetadata
     from llama_index.llms.openai import OpenAI
@@ -206,12 +214,19 @@ def load_llm(name: str, api_base: str | None) -> OpenAI | None:
             try:
                 return super().metadata
             except ValueError:
-                return LLMMetadata(model_name=self.model, is_chat_model=True)
+                return LLMMetadata(
+                    model_name=self.model, is_chat_model=True, is_function_calling_model=True
+                )
 
     try:
-        return AnyModel(model=name, api_base=api_base)
+        return AnyModel(model=name, api_base=api_base, max_retries=1)
     except ValueError as error:
         raise DemoError(f"{name} cannot be asked: {error}") from error
+
+
+def no_answer(llm: OpenAI, error: OpenAIError) -> DemoError:
+    """What to say where the language model could not be asked, as with a wrong key."""
+    return DemoError(f"{llm.model} at {llm.api_base} gave no answer: {error}")
 
 
 def build_index(
@@ -257,7 +272,7 @@ async def ask(index: VectorStoreIndex, question: str, llm: OpenAI | None, top_k:
         try:
             response = await engine.aquery(question)
         except OpenAIError as error:
-            raise DemoError(f"{llm.model} at {llm.api_base} gave no answer: {error}") from error
+            raise no_answer(llm, error) from error
         text, passages = str(response), response.source_nodes
     return Answer(question, text, passages, time.perf_counter() - started)
 
@@ -296,6 +311,8 @@ def run() -> int:
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
     # It warns that it could not read PDF and the like without another package.
     logging.getLogger("llama_index.core.readers.file.base").setLevel(logging.ERROR)
+    # Milvus Lite would add a traceback to the sentence that says who has the file open.
+    logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
     try:
         main()
     except (DemoError, MilvusVectorStoreError) as error:

@@ -30,7 +30,15 @@ from urllib.parse import urlsplit
 INSTALL = 'pip install "llama-index-milvus-async[examples]"'
 
 try:
-    from async_rag import CHUNK_OVERLAP, CHUNK_SIZE, DemoError, count, load_embed_model, positive
+    from async_rag import (  # before pymilvus is imported
+        CHUNK_OVERLAP,
+        CHUNK_SIZE,
+        MILVUS_URI,
+        DemoError,
+        count,
+        load_embed_model,
+        positive,
+    )
     from llama_index.core import Document
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
@@ -140,7 +148,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("folder", type=Path, help="folder with .txt and .md files in UTF-8")
-    add("--uri", default="./examples.db", help="server, or file of Milvus Lite (%(default)s)")
+    uri = MILVUS_URI or "./examples.db"
+    add("--uri", default=uri, help="server, or file of Milvus Lite (MILVUS_URI; %(default)s)")
     add("--token", help="user:password or API key of the server (MILVUS_TOKEN)")
     add("--collection", default="documents", help="made where it is missing (%(default)s)")
     add("--workers", type=positive, default=2, metavar="N", help="batches at once (%(default)s)")

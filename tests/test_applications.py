@@ -17,11 +17,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ import pytest
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index_milvus_async import MilvusVectorStore
+from tests.fixtures.openai_endpoint import KEY, serve_openai
 from tests.fixtures.servers import LiteServer, free_port
 from tests.fixtures.words import WordEmbedding
 
@@ -625,55 +624,29 @@ def test_without_a_key_a_mock_drives_the_agent(library: Path) -> None:
     check_answers(stdout)
 
 
-class Endpoint(BaseHTTPRequestHandler):
-    """An OpenAI-compatible endpoint that searches for the question, then quotes what was found."""
-
-    requests: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.requests.append({"authorization": self.headers["Authorization"], **body})
-        last = body["messages"][-1]
-        message: dict[str, Any] = {"role": "assistant", "content": None}
-        if last["role"] == "tool":
-            best = str(last["content"]).split("\n\n")[0]
-            message["content"] = f"The best passage is: {best}"
-        else:
-            arguments = json.dumps({"query": last["content"]})
-            call = {"name": "search_documents", "arguments": arguments}
-            message["tool_calls"] = [{"id": "call-1", "type": "function", "function": call}]
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
-        payload = json.dumps({**reply, "choices": [choice]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Not to stderr."""
+def search_then_quote(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """A language model that searches for the question, then quotes what was found."""
+    last = messages[-1]
+    if last["role"] == "tool":
+        best = str(last["content"]).split("\n\n")[0]
+        return {"content": f"The best passage is: {best}"}
+    arguments = json.dumps({"query": last["content"]})
+    call = {"name": "search_documents", "arguments": arguments}
+    return {"tool_calls": [{"id": "call-1", "type": "function", "function": call}]}
 
 
 @needs_agent
 def test_with_a_key_a_language_model_drives_the_agent(library: Path) -> None:
-    handler = type("Endpoint", (Endpoint,), {"requests": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        base = f"http://127.0.0.1:{server.server_port}/v1"
-        settings = {"OPENAI_API_KEY": "test", "OPENAI_API_BASE": base}
-        try:
-            process = start("agent", library, *ASKED, "--llm-model", "our-own", **settings)
-            stdout, _ = finish(process)
-        finally:
-            server.shutdown()
-            thread.join()
+    with serve_openai() as endpoint:
+        endpoint.respond = search_then_quote
+        settings = {"OPENAI_API_KEY": KEY, "OPENAI_API_BASE": endpoint.url}
+        process = start("agent", library, *ASKED, "--llm-model", "our-own", **settings)
+        stdout, _ = finish(process)
     check_answers(stdout)
     assert "mock" not in stdout
-    assert len(handler.requests) == 2 * len(QUESTIONS)
-    for request in handler.requests:
-        assert request["authorization"] == "Bearer test"
+    assert len(endpoint.requests) == 2 * len(QUESTIONS)
+    for request in endpoint.requests:
+        assert request["authorization"] == f"Bearer {KEY}"
         assert request["model"] == "our-own"
         [tool] = request["tools"]
         assert tool["function"]["name"] == "search_documents"
@@ -691,9 +664,21 @@ def test_what_a_user_can_mend_in_an_agent_is_a_sentence(library: Path) -> None:
     for sentence, arguments in refused.items():
         _, stderr = run("agent", library, *arguments, status=2)
         assert sentence in stderr.splitlines()[-1]
-    endpoint = ["--api-base", "http://127.0.0.1:1/v1"]
-    _, stderr = finish(start("agent", library, *endpoint, OPENAI_API_KEY="test"), status=2)
-    assert "was not answered: Connection error" in stderr.splitlines()[-1]
+
+
+@needs_agent
+def test_a_language_model_that_does_not_answer_the_agent_is_a_sentence(library: Path) -> None:
+    unreachable = "http://127.0.0.1:1/v1"
+    with serve_openai() as endpoint:
+        refused = {
+            f"at {endpoint.url} gave no answer: Error code: 401": ("wrong", endpoint.url),
+            f"at {unreachable} gave no answer: Connection error": (KEY, unreachable),
+            "OPENAI_API_KEY has a character that no key has": (f"{KEY}\n", endpoint.url),
+        }
+        for sentence, (key, url) in refused.items():
+            settings = {"OPENAI_API_KEY": key, "OPENAI_API_BASE": url}
+            _, stderr = finish(start("agent", library, *ASKED, **settings), status=2)
+            assert sentence in stderr.splitlines()[-1]
 
 
 # With the real model

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import functools
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 import re
@@ -43,6 +45,8 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 #: Whose commands and links are checked as well.
 TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md"]
 PACKAGE = "llama_index_milvus_async"
+#: Packages whose messages the troubleshooting explains as well.
+BELOW = ("milvus_lite", "pymilvus", "llama_index.core.node_parser")
 SITE_PACKAGES = ("mkdocs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python")
 
 #: Dimension of the vectors that blocks get.
@@ -126,6 +130,7 @@ def names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     for dispatcher in (get_dispatcher(), get_dispatcher(PACKAGE)):
         monkeypatch.setattr(dispatcher, "event_handlers", [*dispatcher.event_handlers])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MILVUS_URI", "")  # and set back at the end
     monkeypatch.setattr(Settings, "_embed_model", MockEmbedding(embed_dim=DIM))
     monkeypatch.setattr(Settings, "_llm", MockLLM(max_tokens=16))
     texts = ["The Queen made some tarts.", "The Knave stole the tarts.", "Light has colours."]
@@ -208,6 +213,14 @@ def test_commands_name_what_exists(page: Path) -> None:
         assert (ROOT / script).is_file()
 
 
+def test_contributing_names_every_module() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+\.py`[^|]*) \|", text, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+\.py)`", row)]
+    modules = {file.name for file in (ROOT / PACKAGE).glob("*.py")}
+    assert sorted(named) == sorted(modules - {"__init__.py"})
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them, and MkDocs in docs/."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
@@ -260,21 +273,34 @@ def test_every_error_is_explained() -> None:
 
 
 def test_messages_are_those_of_the_package() -> None:
-    """Headings of the troubleshooting quote messages; `…` stands for what varies."""
-    constants = []
-    for file in sorted((ROOT / PACKAGE).glob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
-                constants.append("".join(map(str, parts)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                constants.append(node.value)
+    """Headings of the troubleshooting quote messages; `…` stands for what varies.
+
+    Some are those of packages beneath this one.
+    """
     text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^### `(.+)`(?: \{.*\})?$", text, re.MULTILINE)
     assert quoted
     for message in quoted:
         for part in filter(None, map(str.strip, message.split("…"))):
-            assert any(part in constant for constant in constants), part
+            known = any(part in text for name in (PACKAGE, *BELOW) for text in texts_in(name))
+            assert known, part
+
+
+@functools.cache
+def texts_in(name: str) -> list[str]:
+    """The texts in the sources of a package; what varies in an f-string is `…`."""
+    texts = []
+    [folder] = importlib.util.find_spec(name).submodule_search_locations
+    for file in sorted(Path(folder).rglob("*.py")):
+        if file.parent.name == "grpc_gen":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
 
 
 def test_the_compose_file_is_pinned_and_checked() -> None:

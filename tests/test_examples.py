@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+
+from tests.fixtures.openai_endpoint import ANSWER, KEY, serve_openai
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "async_rag.py"
 DEMO_PACKAGES = (
@@ -94,40 +93,6 @@ def passages(answer: str) -> list[tuple[str, float]]:
     return [(file, float(score)) for file, score in found]
 
 
-class _Endpoint(BaseHTTPRequestHandler):
-    """An OpenAI-compatible endpoint with one answer for everything."""
-
-    requests: list[tuple[str, str, dict]]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.requests.append((self.path, self.headers["Authorization"], body))
-        message = {"role": "assistant", "content": "When it sounds hollow, as a canned answer."}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
-        payload = json.dumps({**reply, "choices": [choice]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Not to stderr."""
-
-
-@pytest.fixture
-def endpoint() -> Iterator[tuple[str, list[tuple[str, str, dict]]]]:
-    """Base URL of an OpenAI-compatible endpoint, and the requests that it has had."""
-    handler = type("Endpoint", (_Endpoint,), {"requests": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1", handler.requests
-        server.shutdown()
-        thread.join()
-
-
 def test_without_a_key_the_passages_are_the_answer(folder: Path) -> None:
     result = run_demo(folder, "--docs", "docs", *ASKED)
 
@@ -152,31 +117,48 @@ def test_without_a_key_the_passages_are_the_answer(folder: Path) -> None:
     assert (folder / "milvus_demo.db").exists()
 
 
-def test_with_a_key_a_language_model_answers(
-    folder: Path, endpoint: tuple[str, list[tuple[str, str, dict]]]
-) -> None:
-    api_base, requests = endpoint
-    arguments = ["--docs", "docs", "--api-base", api_base, "--llm-model", "a-model-of-our-own"]
-
-    result = run_demo(folder, *arguments, *ASKED, OPENAI_API_KEY="test")
+def test_with_a_key_a_language_model_answers(folder: Path) -> None:
+    model = ["--llm-model", "a-model-of-our-own"]
+    with serve_openai() as endpoint:
+        arguments = ["--docs", "docs", "--api-base", endpoint.url, *model, *ASKED]
+        # pymilvus reads MILVUS_URI as well, and would refuse a file.
+        settings = {"MILVUS_URI": "./named.db", "OPENAI_API_KEY": KEY}
+        result = run_demo(folder, *arguments, **settings)
 
     assert result.returncode == 0, result.stderr
+    assert (folder / "named.db").exists()
     assert "Traceback" not in result.stderr
     answered = answers(result.stdout)
     assert list(answered) == list(QUESTIONS)
     for question, file in QUESTIONS.items():
-        assert "as a canned answer" in answered[question]
+        assert ANSWER in answered[question]
         assert passages(answered[question])[0][0] == file
         assert {name for name, _ in passages(answered[question])} == set(TEXTS)
 
-    assert len(requests) == len(QUESTIONS)
-    for path, authorization, body in requests:
-        assert path == "/v1/chat/completions"
-        assert authorization == "Bearer test"
-        assert body["model"] == "a-model-of-our-own"
-    prompts = [json.dumps(body["messages"], ensure_ascii=False) for _, _, body in requests]
+    assert len(endpoint.requests) == len(QUESTIONS)
+    for request in endpoint.requests:
+        assert request["path"] == "/v1/chat/completions"
+        assert request["authorization"] == f"Bearer {KEY}"
+        assert request["model"] == "a-model-of-our-own"
     for question, file in QUESTIONS.items():
-        assert any(question in prompt and TEXTS[file] in prompt for prompt in prompts)
+        assert any(question in prompt and TEXTS[file] in prompt for prompt in endpoint.prompts)
+
+
+def test_a_language_model_that_does_not_answer_is_a_sentence(folder: Path) -> None:
+    with serve_openai() as endpoint:
+        refused = {
+            f"at {endpoint.url} gave no answer: Error code: 401": ("wrong", endpoint.url),
+            "at http://127.0.0.1:1/v1 gave no answer: Connection": (KEY, "http://127.0.0.1:1/v1"),
+            "OPENAI_API_KEY has a character that no key has": (f"{KEY}\n", endpoint.url),
+        }
+        for sentence, (key, url) in refused.items():
+            arguments = ["--docs", "docs", *ASKED]
+            result = run_demo(folder, *arguments, OPENAI_API_KEY=key, OPENAI_API_BASE=url)
+            assert result.returncode == 2
+            assert sentence in result.stderr.splitlines()[-1]
+            assert "Traceback" not in result.stderr
+            assert "Retrying" not in result.stderr
+        assert {request["authorization"] for request in endpoint.requests} == {"Bearer wrong"}
 
 
 @pytest.mark.parametrize(
@@ -196,4 +178,15 @@ def test_what_a_user_can_mend_is_a_sentence(
 
     assert result.returncode == 2
     assert sentence in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_file_that_another_process_has_open_is_a_sentence(folder: Path) -> None:
+    from milvus_lite import MilvusLite
+
+    with closing(MilvusLite(str(folder / "open.db"))):
+        result = run_demo(folder, "--docs", "docs", "--uri", "./open.db")
+
+    assert result.returncode == 2
+    assert "one process at a time can have the file open" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

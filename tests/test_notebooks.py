@@ -10,10 +10,8 @@ import json
 import os
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.fixtures.engines import Engine
+from tests.fixtures.openai_endpoint import ANSWER, KEY, serve_openai
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDER = REPOSITORY / "notebooks"
@@ -423,61 +422,53 @@ def test_05_answers_during_the_ingestion(runs: Callable[[str], Run]) -> None:
 # -- otherwise -------------------------------------------------------------------------------
 
 
-class _Endpoint(BaseHTTPRequestHandler):
-    """An OpenAI-compatible endpoint with one answer for everything."""
+@needs_packages
+@patient
+def test_01_with_nest_asyncio_and_a_language_model(tmp_path: Path) -> None:
+    with serve_openai() as endpoint:
+        settings = {"OPENAI_API_BASE": endpoint.url, "OPENAI_API_KEY": KEY}
+        run = execute(
+            "01_async_rag",
+            tmp_path / "copy",
+            first=NEST_ASYNCIO,
+            chapters=FEW_CHAPTERS,
+            OPENAI_MODEL="our-own",
+            **settings,
+        )
 
-    requests: list[tuple[str, dict[str, Any]]]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.requests.append((self.headers["Authorization"], body))
-        message = {"role": "assistant", "content": "A canned answer."}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
-        payload = json.dumps({**reply, "choices": [choice]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Not to stderr."""
-
-
-@pytest.fixture
-def endpoint() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    """Base URL of an OpenAI-compatible endpoint, and the requests that it has had."""
-    handler = type("Endpoint", (_Endpoint,), {"requests": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1", handler.requests
-        server.shutdown()
-        thread.join()
+    assert run.text.count(ANSWER) == 5
+    assert "OPENAI_API_KEY is not set" not in run.text
+    assert "the same passages: True" in run.text
+    assert len(endpoint.requests) == 5
+    for request in endpoint.requests:
+        assert request["authorization"] == f"Bearer {KEY}"
+        assert request["model"] == "our-own"
+    assert any("six o'clock" in prompt and "Hatter" in prompt for prompt in endpoint.prompts)
 
 
 @needs_packages
 @patient
-def test_01_with_nest_asyncio_and_a_language_model(
-    tmp_path: Path, endpoint: tuple[str, list[tuple[str, dict[str, Any]]]]
+@pytest.mark.parametrize(
+    ("key", "reachable", "reason"),
+    [("wrong", True, "Error code: 401"), (KEY, False, "Connection error")],
+    ids=["wrong key", "unreachable"],
+)
+def test_01_shows_passages_where_a_language_model_does_not_answer(
+    tmp_path: Path, key: str, reachable: bool, reason: str
 ) -> None:
-    api_base, requests = endpoint
-    settings = {"OPENAI_API_BASE": api_base, "OPENAI_API_KEY": "test", "OPENAI_MODEL": "our-own"}
+    with serve_openai() as endpoint:
+        url = endpoint.url if reachable else "http://127.0.0.1:1/v1"
+        settings = {"OPENAI_API_BASE": url, "OPENAI_API_KEY": key}
+        run = execute("01_async_rag", tmp_path / "copy", chapters=FEW_CHAPTERS, **settings)
 
-    run = execute(
-        "01_async_rag", tmp_path / "copy", first=NEST_ASYNCIO, chapters=FEW_CHAPTERS, **settings
-    )
-
-    assert run.text.count("A canned answer.") == 5
-    assert "OPENAI_API_KEY is not set" not in run.text
+    assert not run.errors
+    assert "Traceback" not in run.text
+    sentence = "The language model gave no answer, so the passages are the answers: "
+    assert f"{sentence}{reason}" in run.text
+    assert run.text.count(sentence) == 1
+    shown = [line for line in run.text.splitlines() if re.match(r"-?\d\.\d{3}  ", line)]
+    assert len(shown) == 3 + 3 + 4  # the filter leaves nothing of these chapters
     assert "the same passages: True" in run.text
-    assert len(requests) == 5
-    for authorization, body in requests:
-        assert authorization == "Bearer test"
-        assert body["model"] == "our-own"
-    prompts = [json.dumps(body["messages"]) for _, body in requests]
-    assert any("six o'clock" in prompt and "Hatter" in prompt for prompt in prompts)
 
 
 @needs_packages
