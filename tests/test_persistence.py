@@ -58,8 +58,8 @@ def test_each_attempt_has_the_seconds_that_are_left(monkeypatch):
     assert attempts.run(timeout=10.0) == "done"
     first, second, third = attempts.left
     assert first == 10.0
-    assert second == 9.0 - attempts.pauses[0]
-    assert third == 8.0 - sum(attempts.pauses)
+    assert second == pytest.approx(9.0 - attempts.pauses[0])
+    assert third == pytest.approx(8.0 - sum(attempts.pauses))
 
 
 def test_no_pause_outlasts_the_timeout(monkeypatch):
