@@ -36,7 +36,7 @@ help: ## list the targets
 demo: $(VENV)/.installed-demo ## install the demo's requirements and run it
 	$(VENV)/bin/python examples/async_rag.py $(DEMO_ARGS)
 
-bench: $(VENVBENCH)/.installed ## compare with upstream and the raw client; 20 minutes
+bench: $(VENVBENCH)/.installed ## compare with upstream and the raw client; 25 minutes
 	$(VENVBENCH)/bin/python -m benchmarks $(BENCH_ARGS)
 
 quality: $(VENV)/.installed-demo ## recall and nDCG of dense, full-text and hybrid retrieval

@@ -131,7 +131,7 @@ def read_options() -> Options:
     for name, what in numbers.items():
         default = getattr(usual, name.replace("-", "_"))
         add(f"--{name}", type=int, help=f"{what} (default {default:,})")
-    for name in ("open-seconds", "patience"):
+    for name in ("open-seconds", "load-seconds", "patience"):
         default = getattr(usual, name.replace("-", "_"))
         add(f"--{name}", type=float, help=f"see settings.py (default {default:g})")
     given = parser.parse_args()

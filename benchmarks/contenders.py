@@ -137,16 +137,25 @@ class ThisStore(_Store):
 
     key = "this"
     label = "this store"
+    coalesce: ClassVar[bool] = True
 
     async def open(self) -> None:
         arguments = self.store_arguments()
         if "coalesce" in inspect.signature(MilvusVectorStore).parameters:
-            arguments["coalesce"] = True
+            arguments["coalesce"] = self.coalesce
         self.store = MilvusVectorStore(**arguments)
         await self.store.aconnect()
 
     async def close(self) -> None:
         await self.store.aclose()
+
+
+class Uncoalesced(ThisStore):
+    """This store with an RPC of its own for each call."""
+
+    key = "uncoalesced"
+    label = "this store, coalesce=False"
+    coalesce = False
 
 
 class Upstream(_Store):
@@ -272,4 +281,13 @@ class Floor(Contender):
 
 def contenders() -> list[type[Contender]]:
     """Those that can take part here."""
-    return [Floor, ThisStore, *([] if Upstream.why_not() else [Upstream])]
+    return [Floor, ThisStore, *_upstream()]
+
+
+def contenders_under_load() -> list[type[Contender]]:
+    """Those whose latency under load is measured: the stores, with and without coalescing."""
+    return [ThisStore, Uncoalesced, *_upstream()]
+
+
+def _upstream() -> list[type[Contender]]:
+    return [] if Upstream.why_not() else [Upstream]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -57,8 +58,9 @@ async def measure(
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The value that a share of all values does not exceed, by the nearest rank."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    # Rounded first: 0.07 * 100 is a little more than 7.
+    rank = math.ceil(round(share * len(values), 6))
+    return sorted(values)[max(rank, 1) - 1]
 
 
 def percentiles(values: Sequence[float], prefix: str = "") -> Figures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,28 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from .report import LONE, NAMES, TARGETS, Json, Spread, engine_title, ratio, spread, workload_of
+from .report import (
+    LOAD_NAMES,
+    LONE,
+    NAMES,
+    TARGETS,
+    Json,
+    Spread,
+    engine_title,
+    ratio,
+    spread,
+    under_load,
+    workload_of,
+)
 
-COLOURS = {"this": "#1f6fb4", "upstream": "#e08a3c", "floor": "#3a3a3a"}
+COLOURS = {
+    "this": "#1f6fb4",
+    "uncoalesced": "#85b7dd",
+    "upstream": "#e08a3c",
+    "floor": "#3a3a3a",
+}
 TIMES = "\N{MULTIPLICATION SIGN}"
 INK, FAINT = "#2b2b2b", "#d9d9d9"
 
@@ -39,7 +58,12 @@ STYLE = {
 
 def write(results: Json, output: Path) -> list[str]:
     """Write the plots for which there are figures; returns the files' names."""
-    plots = {"ratios.png": _ratios, "latency.png": _latency, "memory.png": _memory}
+    plots = {
+        "ratios.png": _ratios,
+        "latency.png": _latency,
+        "load.png": _load,
+        "memory.png": _memory,
+    }
     written = []
     with pyplot.rc_context(STYLE):
         for name, plot in plots.items():
@@ -221,6 +245,102 @@ def _percentile_bars(axis: Any, workload: Json) -> None:
     what = "what upstream sustains" if details["factor"] == 1 else "twice that"
     far = ",\n" + workload["title"].split(", ")[-1] if "away" in workload["title"] else "\n "
     axis.set_title(f"{details['rate']:,.0f}/s, {what}{far}", size=10)
+
+
+# -- latency under load ----------------------------------------------------------------------
+
+
+def _load(results: Json) -> Any:
+    shown = [(engine, calls) for engine in results["engines"] if (calls := under_load(engine))]
+    if not shown:
+        return None
+    columns = max(len(calls) for _, calls in shown)
+    figure, axes = pyplot.subplots(
+        len(shown),
+        columns,
+        figsize=(1.4 + 5.0 * columns, 1.3 + 3.5 * len(shown)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (engine, calls) in zip(axes, shown, strict=True):
+        for axis in row[len(calls) :]:
+            axis.set_visible(False)
+        for axis, (call, workloads) in zip(row, calls.items(), strict=False):
+            _load_lines(axis, workloads)
+            axis.set_title(call, size=10)
+        row[0].set_ylabel(f"{engine_title(engine)}\nms, logarithmic")
+    for axis in axes[-1]:
+        axis.set_xlabel("load, as a share of the contender's own capacity")
+    line: Any = {"color": COLOURS["floor"], "lw": 1.6}
+    point: Any = {"marker": "D", "mfc": "white", "ls": "none", "color": COLOURS["this"]}
+    whos = ("this", "uncoalesced", "upstream")
+    figure.legend(
+        handles=[
+            *(Patch(color=COLOURS[who], label=LOAD_NAMES[who]) for who in whos),
+            Line2D([], [], label="p50", **line),
+            Line2D([], [], label="p99", ls="--", **line),
+            Line2D([], [], label=f"{LOAD_NAMES['this_at_upstream']}, p50 and p99", **point),
+        ],
+        loc="outside upper center",
+        ncols=3,
+        title="Latency from arrival to answer of calls that arrive at random; at the right, "
+        "the capacity",
+    )
+    return figure
+
+
+def _load_lines(axis: Any, workloads: list[Json]) -> None:
+    loads = [each["details"]["load"] for each in workloads]
+    ends: list[tuple[float, str]] = []
+    for who in ("this", "uncoalesced", "upstream"):
+        for name, style in (("p50", "-"), ("p99", "--")):
+            found = [spread(each, who, name) for each in workloads]
+            points = [
+                (load, value.median * 1000)
+                for load, value in zip(loads, found, strict=True)
+                if value
+            ]
+            if not points:
+                continue
+            x, y = zip(*points, strict=True)
+            axis.plot(x, y, style, marker="o", ms=4, lw=1.6, color=COLOURS[who])
+            if name == "p50":
+                ends.append((y[-1], who))
+    for load, each in zip(loads, workloads, strict=True):
+        for name in ("p50", "p99"):
+            at_upstreams_rate = spread(each, "this_at_upstream", name)
+            if at_upstreams_rate:
+                axis.plot(
+                    load,
+                    at_upstreams_rate.median * 1000,
+                    "D",
+                    ms=6,
+                    mfc="white",
+                    color=COLOURS["this"],
+                )
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.margins(x=0.16)
+    axis.set_xticks(loads, [f"{load:.0%}" for load in loads])
+    axis.grid(axis="y", color=FAINT, lw=0.7)
+    bottom, top = axis.get_ylim()
+    lowest = 0.0
+    for value, who in sorted(ends):
+        height = max(lowest, math.log(value / bottom) / math.log(top / bottom))
+        lowest = height + 0.05  # the next label is not written over this one
+        capacity = workloads[0]["details"]["capacity"][who]
+        axis.annotate(
+            f"{capacity:,.0f}/s",
+            (loads[-1], height),
+            (7, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            va="center",
+            size=8.5,
+            color=COLOURS[who],
+        )
 
 
 # -- memory ----------------------------------------------------------------------------------

@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 NAMES = {"floor": "raw client", "this": "this store", "upstream": "upstream"}
+#: Whose latency under load is measured.
+LOAD_NAMES = {
+    "this": "this store",
+    "uncoalesced": "this store, coalesce=False",
+    "upstream": "upstream",
+    "this_at_upstream": "this store at upstream's rate",
+}
 ENGINES = {"standalone": "Milvus standalone", "lite": "Milvus Lite, own process"}
 #: Growth of memory that counts as flat, over the half of the nodes that it is taken over. Keeping
 #: the nodes would take 25 KiB for each.
@@ -124,6 +131,15 @@ def ratio(workload: Json | None, above: str, below: str, figure: str = "") -> Sp
     return Spread.of([a / b for a, b in pairs if b])
 
 
+def under_load(engine: Json) -> dict[str, list[Json]]:
+    """The workloads of latency under load: what is called to one for each load."""
+    found: dict[str, list[Json]] = {}
+    for each in engine["workloads"]:
+        if "load" in each["details"]:
+            found.setdefault(each["details"]["call"], []).append(each)
+    return found
+
+
 def worst_stall(engine: Json, who: str) -> tuple[Spread, str] | None:
     """The longest stall of any workload beyond the machine's noise, and which one it was."""
     found = [
@@ -171,6 +187,8 @@ def markdown(results: Json, plots: Sequence[str] = ()) -> str:
         parts += engine_tables(engine)
     if "latency.png" in plots:
         parts.append("![Latency of calls that arrive at a fixed rate](latency.png)")
+    if "load.png" in plots:
+        parts.append("![Latency at shares of the capacity](load.png)")
     if "memory.png" in plots:
         parts.append("![Memory while nodes are added from a generator](memory.png)")
     return "\n\n".join(parts) + "\n"
@@ -212,6 +230,7 @@ def engine_tables(engine: Json) -> list[str]:
     timed = [each for each in engine["workloads"] if each["measure"] == "seconds"]
     lone = [each for each in engine["workloads"] if each["key"] in LONE]
     mixed = [each for each in engine["workloads"] if each["measure"] == "query_p50"]
+    loaded = under_load(engine)
     memory = workload_of(engine, "memory")
     if timed:
         parts += ["### Time", time_table(timed)]
@@ -219,6 +238,17 @@ def engine_tables(engine: Json) -> list[str]:
         parts += ["### Calls one at a time", lone_table(lone)]
     if mixed:
         parts += ["### Calls at a fixed arrival rate, latency in ms", mixed_table(mixed)]
+    for call, workloads in loaded.items():
+        parts += [f"### Latency under load in ms: {call}", load_table(workloads)]
+        parts.append(capacities(workloads[0]["details"]))
+    if loaded:
+        parts.append(
+            "Calls arrive at random, whether or not the earlier ones are done; a latency counts "
+            "from the arrival. A load is a share of the contender's own capacity, its throughput "
+            "in a closed loop just before. All rates are of this run: compare the ratios of "
+            "contenders and of loads with those of other runs and machines, not the rates and "
+            "milliseconds."
+        )
     if timed or mixed:
         parts += [
             "### Processor time of this process, and the longest stall of the loop",
@@ -287,6 +317,45 @@ def mixed_table(workloads: Iterable[Json]) -> str:
     return table(header, rows)
 
 
+def load_table(workloads: Sequence[Json]) -> str:
+    """Latencies at shares of the capacity, a contender after the other."""
+    figures = ("p50", "p95", "p99", "max")
+    header = ["contender", "load", "rate asked", "rate served", *figures, "calls", "failed"]
+    rows = []
+    for who, name in LOAD_NAMES.items():
+        for each in workloads:
+            asked, served = spread(each, who, "rate"), spread(each, who, "served")
+            calls, failed = spread(each, who, "operations"), spread(each, who, "failed")
+            if not (asked and served and calls and failed):
+                continue
+            found = [spread(each, who, figure) for figure in figures]
+            rows.append(
+                [
+                    name,
+                    f"{each['details']['load']:.0%}",
+                    f"{_number(asked.median)}/s",
+                    f"{_number(served.median)}/s",
+                    *(_number(value.median * 1000) if value else NONE for value in found),
+                    f"{calls.median:,.0f}",
+                    f"{failed.most:.0f}",
+                ]
+            )
+    return table(header, rows)
+
+
+def capacities(details: Json) -> str:
+    """What the loads are shares of, and who is missing."""
+    found = "; ".join(
+        f"{LOAD_NAMES[who]} {_number(rate)}/s ({details['concurrency'][who]:,} calls at once)"
+        for who, rate in details["capacity"].items()
+    )
+    missing = "".join(
+        f" Without {LOAD_NAMES[who]}, whose concurrent calls failed with {error}."
+        for who, error in details["without"].items()
+    )
+    return f"Capacity: {found}.{missing}"
+
+
 def cost_table(workloads: Iterable[Json]) -> str:
     """Processor time and stalls."""
     header = ["workload", *(f"CPU, {name}" for name in NAMES.values())]
@@ -333,7 +402,7 @@ def _below(who: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _ratio(found: Spread | None) -> str:

@@ -15,6 +15,7 @@ WORKLOADS = {
     "bulk-50k": "one add of 50,000 nodes",
     "lone": "one query or one add at a time",
     "mixed": "adds and queries at a fixed arrival rate",
+    "load": "latency of queries and of adds at shares of the capacity",
     "rtt": "adds, queries and the mix through a proxy that adds 20 ms of round-trip time",
     "memory": "memory while nodes from a generator are added in chunks",
 }
@@ -22,6 +23,10 @@ WORKLOADS = {
 FULL_ONLY = ("bulk-50k",)
 #: Milliseconds that the proxy delays each direction.
 DELAY_MS = 10
+#: Shares of a contender's capacity at which its latency is measured.
+LOADS = (0.5, 0.8, 0.95)
+#: The one of them whose rate, of upstream's capacity, this store has to serve as well.
+COMPARED_LOAD = 0.8
 #: Characters of each node's text.
 TEXT_LENGTH = 500
 
@@ -45,6 +50,8 @@ class Options:
         lone: Most calls of each kind, one at a time, in a round.
         lone_seconds: Most seconds of those, per contender and round.
         open_seconds: Seconds of arrivals of an open loop.
+        load_seconds: Seconds of arrivals at each load, and of the closed loop before them.
+        load_calls: Least arrivals at each load, where they take no more than twice as long.
         memory: Nodes added from the generator.
         rest: Seconds of rest before each measurement.
         patience: Seconds after which a slow contender leaves the further rounds of a workload.
@@ -67,6 +74,8 @@ class Options:
     lone: int = 200
     lone_seconds: float = 3.0
     open_seconds: float = 6.0
+    load_seconds: float = 2.5
+    load_calls: int = 60
     memory: int = 50_000
     rest: float = 0.5
     patience: float = 45.0
@@ -89,6 +98,8 @@ class Options:
             lone=10,
             lone_seconds=1.0,
             open_seconds=0.5,
+            load_seconds=0.1,
+            load_calls=10,
             memory=1_000,
             rest=0.0,
         )

@@ -14,7 +14,7 @@ import statistics
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,11 +26,31 @@ from pymilvus import MilvusClient
 from tests.fixtures.engines import Engine, new_client
 
 from . import proxy
-from .contenders import FLAT, HNSW, Contender, Floor, Ids, Index, Upstream, contenders
+from .contenders import (
+    FLAT,
+    HNSW,
+    Contender,
+    Floor,
+    Ids,
+    Index,
+    ThisStore,
+    Upstream,
+    contenders,
+    contenders_under_load,
+)
 from .data import Batch, make_batch, make_queries
+from .load import (
+    Call,
+    Outcome,
+    arrivals_at,
+    find_capacity,
+    load_figures,
+    open_loop,
+    poisson_arrivals,
+)
 from .measure import Figures, measure, percentiles, settle
 from .memory import measure_in_child
-from .settings import DELAY_MS, Options
+from .settings import COMPARED_LOAD, DELAY_MS, LOADS, Options
 
 #: Contender to its figures; one that has left is missing.
 Round: TypeAlias = dict[str, Figures]
@@ -45,12 +65,16 @@ T = TypeVar("T")
 LATE_SHARE = 0.25
 #: Calls of an open loop that are not answered after so many times its length are given up.
 DRAIN_FACTOR = 2
+#: Seconds after the last arrival when those at a share of the capacity are given up.
+PATIENCE_UNDER_LOAD = 5.0
 #: Rounds of an open loop: each is long, and has its percentiles over many calls.
 OPEN_ROUNDS = 3
 RTT_ROUNDS = 1
 #: With the delaying proxy, Lite is asked for this share of the queries.
 LITE_RTT_SHARE = 0.25
 LEAST_LONE_CALLS = 10
+#: In place of a contender: this store at the rate that is a share of upstream's capacity.
+AT_UPSTREAMS_RATE = f"{ThisStore.key}_at_{Upstream.key}"
 SECONDS_FOR_AN_INDEX = 900
 
 
@@ -61,7 +85,7 @@ class Workload:
     Attributes:
         key: Its name in the results.
         title: Its name for readers.
-        measure: The figure that is compared, `seconds` or `p50`, both in seconds.
+        measure: The figure that is compared: `seconds`, or a percentile, both in seconds.
         operations: How many a round has; 0 where that is not fixed.
         rounds: The figures.
         details: What else a reader should know.
@@ -109,6 +133,7 @@ class Bench:
             "queries-big": self._queries_on_big_collection,
             "lone": self._lone_calls,
             "mixed": self._mixed_near,
+            "load": self._latency_under_load,
             "rtt": self._with_round_trips,
             "memory": self._memory,
         }
@@ -163,11 +188,22 @@ class Bench:
 
     @asynccontextmanager
     async def _shared(
-        self, batches: Sequence[Batch], engine: Engine, index: Index, level: str
+        self,
+        batches: Sequence[Batch],
+        engine: Engine,
+        index: Index,
+        level: str,
+        others: Sequence[type[Contender]] | None = None,
     ) -> AsyncIterator[list[Contender]]:
-        """Contenders that read one collection, filled by the raw client, connected and warm."""
+        """Contenders that read one collection, filled by the raw client, connected and warm.
+
+        The raw client is the first of them; `others` are by default all the others of the run.
+        """
+        classes: Sequence[type[Contender]] = self.classes
+        if others is not None:
+            classes = [Floor, *others]
         name = f"bench_shared_{uuid.uuid4().hex[:8]}"
-        made = [self._new(kind, engine, name, index, level) for kind in self.classes]
+        made = [self._new(kind, engine, name, index, level) for kind in classes]
         try:
             floor = made[0]
             await floor.open()
@@ -315,16 +351,17 @@ class Bench:
                 found, result[kind.key] = await measure(
                     partial(query_each, vectors), len(vectors), self.options.rest
                 )
-                self._check_found(kind.label, found, first_hit)
+                self._check_found(kind.label, enumerate(found), first_hit)
             return result
 
         await self._rounds(workload, rounds, run)
 
-    def _check_found(self, who: str, found: Sequence[Ids], first_hit: bool) -> None:
-        if any(len(ids) != self.options.top_k for ids in found):
-            raise RuntimeError(f"{who}: a query has not found {self.options.top_k} nodes")
-        for i, ids in enumerate(found):
-            expected = self.batch.nodes[i % self.options.rows].node_id
+    def _check_found(self, who: str, found: Iterable[tuple[int, Ids]], first_hit: bool) -> None:
+        """Check what the queries of these numbers have found."""
+        for i, ids in found:
+            if len(ids) != self.options.top_k:
+                raise RuntimeError(f"{who}: a query has not found {self.options.top_k} nodes")
+            expected = self.batch.nodes[i % len(self.queries) % self.options.rows].node_id
             if first_hit and ids[0] != expected:
                 raise RuntimeError(f"{who}: query {i} found {ids[0]!r} before {expected!r}")
 
@@ -445,7 +482,8 @@ class Bench:
         items = self._mixed_items(max(2, int(rate * seconds)), f"rate-{rate:.3f}")
         arrivals = [number / rate for number in range(len(items))]
         patience = 2 * alone + LATE_SHARE * seconds
-        _, _, failed = await self._arrive(each, items, arrivals, patience)
+        outcomes = await open_loop(calls_of(each, items), arrivals, patience)
+        failed = any(outcome.failed for outcome in outcomes)
         if failed:
             await asyncio.sleep(seconds)  # the engine still works
         return not failed
@@ -468,83 +506,178 @@ class Bench:
             if number % 2:
                 items.append(self.queries[number % len(self.queries)])
                 continue
-            position, name = number % len(self.batch), f"{prefix}-{number}"
-            node = self.batch.nodes[position].model_copy(update={"id_": name})
-            items.append(Batch([node], [{**self.batch.rows[position], "id": name}]))
+            items.append(self._new_node(number, prefix))
         return items
+
+    def _new_node(self, number: int, prefix: str) -> Batch:
+        position, name = number % len(self.batch), f"{prefix}-{number}"
+        node = self.batch.nodes[position].model_copy(update={"id_": name})
+        return Batch([node], [{**self.batch.rows[position], "id": name}])
 
     async def _open_loop(
         self, workload: Workload, engine: Engine, rate: float, rounds: int
     ) -> None:
-        """Calls that arrive whether or not the ones before are done, as those of users do.
-
-        Each latency counts from the moment of arrival, so that a loop that comes late with its
-        calls cannot hide it.
-        """
+        """Calls that arrive whether or not the ones before are done, as those of users do."""
         classes = [kind for kind in self.classes if kind is not Floor]
         patience = DRAIN_FACTOR * self.options.open_seconds
 
         async def run(_classes: list[type[Contender]], number: int) -> Round:
-            gaps = np.random.default_rng(number).exponential(
-                1 / rate, size=max(2, int(rate * self.options.open_seconds))
+            arrivals = poisson_arrivals(
+                rate, max(2, int(rate * self.options.open_seconds)), seed=number
             )
-            arrivals = np.cumsum(gaps).tolist()
             items = self._mixed_items(len(arrivals))
             result: Round = {}
             async with self._fresh(rotated(classes, number), engine, self._small) as made:
                 for each in made:
-                    (adds, queries, failed), figures = await measure(
-                        partial(self._arrive, each, items, arrivals, patience),
+                    outcomes, figures = await measure(
+                        partial(open_loop, calls_of(each, items), arrivals, patience),
                         len(arrivals),
                         self.options.rest,
                     )
-                    figures.update(percentiles(adds, "add_"))
-                    figures.update(percentiles(queries, "query_"))
-                    figures["failed"] = failed
+                    latencies = [outcome.latency for outcome in outcomes]
+                    figures.update(percentiles(latencies[::2], "add_"))
+                    figures.update(percentiles(latencies[1::2], "query_"))
+                    figures["failed"] = sum(outcome.failed for outcome in outcomes)
                     result[each.key] = figures
-                    if failed:
+                    if figures["failed"]:
                         await asyncio.sleep(self.options.open_seconds)  # the engine still works
             return result
 
         await self._rounds(workload, min(rounds, self.options.rounds), run)
 
-    async def _arrive(
+    # -- latency under load ------------------------------------------------------------------
+
+    async def _latency_under_load(self) -> None:
+        await self._queries_under_load()
+        await self._adds_under_load()
+
+    async def _queries_under_load(self) -> None:
+        # On a server a Strong query waits for a tick under any load, which would hide the load.
+        level = "Strong" if self.engine.is_lite else "Session"
+
+        def calls(each: Contender, n: int) -> list[Call]:
+            vectors = itertools.islice(itertools.cycle(self.queries), n)
+            return [partial(each.query_one, vector) for vector in vectors]
+
+        def check(each: Contender, outcomes: Sequence[Outcome]) -> None:
+            found = [(i, one.result) for i, one in enumerate(outcomes) if not one.failed]
+            self._check_found(each.label, found, first_hit=True)
+
+        others = contenders_under_load()
+        async with self._shared([self._small], self.engine, FLAT, level, others) as made:
+            self._count(made[0].collection)  # a Strong read: from now on Session finds all rows
+            title = f"single queries, {len(self._small):,} rows, {level}"
+            await self._under_load("load_query", title, made[1:], calls, check)
+
+    async def _adds_under_load(self) -> None:
+        async with self._fresh(contenders_under_load(), self.engine) as made:
+            # Of each contender: how many rows there must be, and how many more there may be,
+            # because an add that failed can have been written.
+            rows = {each.key: self._count(each.collection) for each in made}
+            unsure = dict.fromkeys(rows, 0)
+
+            def calls(each: Contender, n: int) -> list[Call]:
+                first = rows[each.key]
+                rows[each.key] += n
+                nodes = [self._new_node(first + i, "load") for i in range(n)]
+                return [partial(each.add_one, node, 0) for node in nodes]
+
+            def check(each: Contender, outcomes: Sequence[Outcome]) -> None:
+                unsure[each.key] += sum(outcome.failed for outcome in outcomes)
+                count, most = self._count(each.collection), rows[each.key]
+                if not most - unsure[each.key] <= count <= most:
+                    raise RuntimeError(f"{each.label} has {count} of {most} nodes")
+
+            await self._under_load("load_add", "single adds", made, calls, check)
+
+    async def _under_load(
+        self,
+        key: str,
+        title: str,
+        made: Sequence[Contender],
+        calls: Callable[[Contender, int], list[Call]],
+        check: Callable[[Contender, Sequence[Outcome]], None],
+    ) -> None:
+        """Latencies of calls that arrive at shares of what a contender has just been able to do.
+
+        One round: the contenders take turns at each load.
+
+        Args:
+            key: The beginning of the workloads' keys.
+            title: What is called.
+            made: The contenders, this store the first.
+            calls: Makes so many calls of a contender.
+            check: Checks what came of them.
+        """
+        details = await self._capacities(title, made, calls)
+        rates = details["capacity"]
+        for number, load in enumerate(LOADS):
+            runs = [(each.key, each, load * rates[each.key]) for each in made if each.key in rates]
+            if load == COMPARED_LOAD and Upstream.key in rates:
+                runs.append((AT_UPSTREAMS_RATE, made[0], load * rates[Upstream.key]))
+            workload = self._begin(
+                Workload(f"{key}_{100 * load:.0f}", f"{title}, at {load:.0%} of capacity", "p99", 0)
+            )
+            workload.details = {**details, "load": load}
+            result: Round = {}
+            for who, each, rate in rotated(runs, number):
+                result[who] = await self._at_rate(each, rate, number, calls, check)
+            workload.rounds.append(result)
+            self.say(f"  p99: {shown(workload, result)}")
+
+    async def _capacities(
+        self,
+        title: str,
+        made: Sequence[Contender],
+        calls: Callable[[Contender, int], list[Call]],
+    ) -> dict[str, Any]:
+        """What the contenders can do; upstream may be unable to, this store has no such excuse."""
+        self.say(f"{self.engine.name}: {title}, capacity")
+        rates: dict[str, float] = {}
+        concurrency: dict[str, int] = {}
+        without: dict[str, str] = {}
+        for each in made:
+            await settle(self.options.rest)
+            try:
+                found = await find_capacity(
+                    partial(calls, each), self.options.count, self.options.load_seconds
+                )
+            except Exception as error:
+                if not isinstance(each, Upstream):
+                    raise
+                without[each.key] = type(error).__name__
+                self.say(f"  {each.label} takes no part: {type(error).__name__}")
+                await asyncio.sleep(self.options.load_seconds)  # the engine still works
+                continue
+            rates[each.key], concurrency[each.key] = found.rate, found.concurrency
+            self.say(f"  {each.key} {found.rate:,.0f}/s, {found.concurrency:,} at once")
+        return {"call": title, "capacity": rates, "concurrency": concurrency, "without": without}
+
+    async def _at_rate(
         self,
         each: Contender,
-        items: Sequence[Item],
-        arrivals: Sequence[float],
-        patience: float,
-    ) -> tuple[list[float], list[float], int]:
-        """Call on time.
-
-        Returns:
-            The latencies of adds, those of queries, and how many calls failed or were not answered
-            `patience` seconds after the last arrival. Those count with what they had waited.
-        """
-        latencies: tuple[list[float], list[float]] = ([], [])
-        failed = 0
-        began = time.perf_counter()
-
-        async def call(number: int, item: Item, due: float) -> None:
-            nonlocal failed
-            try:
-                await call_one(each, item)
-            except (Exception, asyncio.CancelledError):
-                failed += 1
-            latencies[number % 2].append(time.perf_counter() - due)
-
-        tasks = []
-        for number, (offset, item) in enumerate(zip(arrivals, items, strict=True)):
-            due = began + offset
-            wait = due - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            tasks.append(asyncio.create_task(call(number, item, due)))
-        _, pending = await asyncio.wait(tasks, timeout=patience)
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*tasks)
-        return *latencies, failed
+        rate: float,
+        seed: int,
+        calls: Callable[[Contender, int], list[Call]],
+        check: Callable[[Contender, Sequence[Outcome]], None],
+    ) -> Figures:
+        options = self.options
+        n = arrivals_at(rate, options.load_seconds, options.load_calls)
+        outcomes, figures = await measure(
+            partial(
+                open_loop,
+                calls(each, n),
+                poisson_arrivals(rate, n, seed),
+                PATIENCE_UNDER_LOAD,
+            ),
+            n,
+            options.rest,
+        )
+        figures.update(load_figures(outcomes), rate=rate)
+        if figures["failed"]:
+            await asyncio.sleep(options.load_seconds)  # the engine still works
+        check(each, outcomes)
+        return figures
 
     # -- with a network, and with much data --------------------------------------------------
 
@@ -585,6 +718,11 @@ class Bench:
             result[kind.key] = memory_figures(samples)
         workload.rounds.append(result)
         self.say(f"  {shown(workload, result)}")
+
+
+def calls_of(each: Contender, items: Sequence[Item]) -> list[Call]:
+    """The calls of a mix."""
+    return [partial(call_one, each, item) for item in items]
 
 
 async def call_one(each: Contender, item: Item) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ._coalescing import MAX_RESENDS, pause_after
 from ._failures import is_overload
-from .errors import RequestTimeoutError, ServerError, UnreachableError
+from .errors import LiteFileError, RequestTimeoutError, ServerError, UnreachableError
 
 T = TypeVar("T")
 
@@ -32,7 +32,9 @@ def may_repeat(error: Exception, repeatable: bool) -> bool:
     """
     if is_overload(error):
         return True
-    return isinstance(error, UnreachableError) and (repeatable or error.nothing_done)
+    if not isinstance(error, UnreachableError) or isinstance(error, LiteFileError):
+        return False
+    return repeatable or error.nothing_done
 
 
 def after_attempts(earlier: Exception | None, last: Exception) -> Exception:

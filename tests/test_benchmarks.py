@@ -1,16 +1,30 @@
 """The benchmark runs, on Milvus Lite and with hardly any operations. Its figures mean nothing."""
 
 import asyncio
+import itertools
 import json
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+
+import pytest
 
 from benchmarks import proxy
 from benchmarks.contenders import Upstream
-from benchmarks.report import ratio, workload_of, write
+from benchmarks.load import (
+    Capacity,
+    arrivals_at,
+    closed_loop,
+    find_capacity,
+    load_figures,
+    open_loop,
+    poisson_arrivals,
+)
+from benchmarks.measure import percentiles
+from benchmarks.report import ratio, under_load, workload_of, write
 from benchmarks.workloads import memory_figures, rotated
 
 REPOSITORY = Path(__file__).parents[1]
@@ -18,7 +32,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 def test_a_quick_run_writes_figures_and_tables(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "--engines", "lite"]
-    command += ["--workloads", "adds,queries,lone,mixed", "--count", "20"]
+    command += ["--workloads", "adds,queries,lone,mixed,load", "--count", "20"]
     command += ["--open-seconds", "0.2", "--output", str(tmp_path)]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -27,13 +41,40 @@ def test_a_quick_run_writes_figures_and_tables(tmp_path):
     (engine,) = results["engines"]
     keys = [each["key"] for each in engine["workloads"]]
     expected = ["single_adds", "single_queries", "lone_query", "lone_add"]
-    assert keys == [*expected, "mixed", "mixed_2x"]
+    loads = [f"load_{call}_{load}" for call in ("query", "add") for load in (50, 80, 95)]
+    assert keys == [*expected, "mixed", "mixed_2x", *loads]
     for key in expected:
         assert ratio(workload_of(engine, key), "this", "floor").median > 0
+    for workload in itertools.chain(*under_load(engine).values()):
+        (figures,) = workload["rounds"]
+        assert {"this", "uncoalesced"} <= figures.keys()
+        for who, rate in workload["details"]["capacity"].items():
+            its = figures[who]
+            assert its["rate"] == pytest.approx(rate * workload["details"]["load"])
+            assert 0 < its["p50"] <= its["p95"] <= its["p99"] <= its["max"]
+            assert its["served"] > 0
     assert bool(Upstream.why_not()) == any("not installed" in note for note in results["notes"])
     text = (tmp_path / "results.md").read_text()
     assert "concurrent single adds | this store ÷ floor" in text
+    assert "### Latency under load in ms: single adds" in text
+    assert "| this store, coalesce=False | 95% |" in text
     assert str(tmp_path) not in text + json.dumps(results)
+
+
+def results_of(*workloads):
+    return {
+        "date": "2000-01-01",
+        "machine": "2 cores",
+        "python": "3.12",
+        "packages": {},
+        "options": {"dim": 8, "top_k": 10, "rounds": 3},
+        "minutes": 1.0,
+        "notes": ["something"],
+        "failures": [],
+        "engines": [
+            {"name": "lite", "version": "v1", "is_lite": True, "workloads": list(workloads)}
+        ],
+    }
 
 
 def test_ratios_are_taken_within_a_round(tmp_path):
@@ -54,23 +95,215 @@ def test_ratios_are_taken_within_a_round(tmp_path):
     assert (found.median, found.least, found.most, found.rounds) == (1.1, 1.0, 1.5, 3)
     assert ratio(workload, "upstream", "this").rounds == 1
 
-    engine = {"name": "lite", "version": "v1", "is_lite": True, "workloads": [workload]}
-    results = {
-        "date": "2000-01-01",
-        "machine": "2 cores",
-        "python": "3.12",
-        "packages": {},
-        "options": {"dim": 8, "top_k": 10, "rounds": 3},
-        "minutes": 1.0,
-        "notes": ["something"],
-        "failures": [],
-        "engines": [engine],
-    }
-    assert "results.md" in write(results, tmp_path)
+    assert "results.md" in write(results_of(workload), tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "| this store ÷ floor | 1.10 (1.00 to 1.50) | ≤ 1.2 | yes |" in text
     assert "| upstream ÷ this store | 7.27 | ≥ 4 | yes |" in text
     assert "Note: something." in text
+
+
+def test_latencies_under_load_are_a_row_for_each_contender_and_load(tmp_path):
+    its = {"rate": 500.0, "served": 490.0, "operations": 1_250, "failed": 2}
+    its |= {"p50": 0.004, "p95": 0.02, "p99": 0.1234, "max": 1.5}
+    others = {"upstream": its | {"rate": 50.0}}
+    workloads = [
+        {
+            "key": f"load_add_{load:.0%}",
+            "title": f"single adds, at {load:.0%} of capacity",
+            "measure": "p99",
+            "operations": 0,
+            "rounds": [{"this": its, **others} if load == 0.5 else {"this": its}],
+            "details": {
+                "call": "single adds",
+                "load": load,
+                "capacity": {"this": 1_000.0, "upstream": 64.0},
+                "concurrency": {"this": 1_000, "upstream": 16},
+                "without": {},
+            },
+        }
+        for load in (0.5, 0.8)
+    ]
+    workloads[1]["rounds"][0]["this_at_upstream"] = its
+    results = results_of(*workloads)
+    assert "results.md" in write(results, tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    figures = "490/s | 4.00 | 20.0 | 123 | 1,500 | 1,250 | 2"
+    rows = [
+        f"| this store | 50% | 500/s | {figures} |",
+        f"| this store | 80% | 500/s | {figures} |",
+        f"| upstream | 50% | 50.0/s | {figures} |",
+        f"| this store at upstream's rate | 80% | 500/s | {figures} |",
+    ]
+    assert "\n".join(rows) + "\n\nCapacity: this store 1,000/s (1,000 calls at once); " in text
+    assert "All rates are of this run" in text
+    assert ("load.png" in text) == (tmp_path / "load.png").exists()
+
+    # Without upstream.
+    for workload in workloads:
+        workload["rounds"] = [{"this": its}]
+        del workload["details"]["capacity"]["upstream"]
+        workload["details"]["without"]["upstream"] = "MilvusException"
+    write(results, tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "calls at once). Without upstream, whose concurrent calls failed with Milv" in text
+    assert "| upstream |" not in text
+
+
+class MadeUpTime(asyncio.SelectorEventLoop):
+    """An event loop that does not wait: time goes on by what it would have waited."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+        select = self._selector.select
+
+        def select_now(timeout):
+            assert timeout is not None, "nothing left that could happen"
+            self.now += timeout
+            return select(0)
+
+        self._selector.select = select_now
+
+    def time(self):
+        return self.now
+
+
+@pytest.fixture
+def made_up_time():
+    loop = MadeUpTime()
+    yield loop
+    loop.close()
+
+
+class OneAtATime:
+    """Answers calls in the order that they come, each after some seconds."""
+
+    def __init__(self, seconds=1.0, at_once=1):
+        self.seconds = seconds
+        self.free = asyncio.Semaphore(at_once)
+        self.waiting = self.most_waiting = 0
+
+    async def call(self, answer=None):
+        self.waiting += 1
+        self.most_waiting = max(self.most_waiting, self.waiting)
+        async with self.free:
+            await asyncio.sleep(self.seconds)
+        self.waiting -= 1
+        return answer
+
+    def calls(self, n):
+        return [partial(self.call, i) for i in range(n)]
+
+
+def test_an_open_loop_counts_the_latency_from_the_arrival(made_up_time):
+    async def run():
+        return await open_loop(OneAtATime().calls(4), [0.5, 1.0, 1.5, 9.0], patience=5)
+
+    outcomes = made_up_time.run_until_complete(run())
+    # Calls arrive while the first is under way, and wait.
+    assert [each.latency for each in outcomes] == pytest.approx([1, 1.5, 2, 1])
+    assert [each.result for each in outcomes] == [0, 1, 2, 3]
+    figures = load_figures(outcomes)
+    assert (figures["p50"], figures["p99"], figures["max"]) == pytest.approx((1.25, 2, 2))
+    assert figures["served"] == pytest.approx(4 / 10)
+    assert figures["failed"] == 0
+
+
+def test_an_open_loop_that_comes_late_with_a_call_does_not_hide_it(made_up_time):
+    async def block():
+        made_up_time.now += 5  # as `time.sleep` would: nothing else runs
+
+    async def at_once():
+        return None
+
+    async def run():
+        return await open_loop([block, at_once, at_once], [1, 2, 7], patience=5)
+
+    outcomes = made_up_time.run_until_complete(run())
+    assert [each.latency for each in outcomes] == pytest.approx([5, 4, 0])
+
+
+def test_failed_calls_count_with_the_time_until_then(made_up_time):
+    async def fail():
+        await asyncio.sleep(0.25)
+        raise ValueError
+
+    async def hang():
+        await asyncio.sleep(1_000)
+
+    server = OneAtATime()
+
+    async def run():
+        return await open_loop([fail, hang, server.call], [0, 1, 2], patience=3)
+
+    outcomes = made_up_time.run_until_complete(run())
+    assert [each.latency for each in outcomes] == pytest.approx([0.25, 4, 1])
+    assert [each.failed for each in outcomes] == [True, True, False]
+    figures = load_figures(outcomes)
+    assert (figures["failed"], figures["max"]) == (2, pytest.approx(4))
+    assert figures["served"] == pytest.approx(1 / 3)
+    assert load_figures(outcomes[:2])["served"] == 0
+
+
+def test_a_closed_loop_has_so_many_calls_under_way(made_up_time):
+    server = OneAtATime(at_once=100)
+    assert made_up_time.run_until_complete(closed_loop(server.calls(10), 4)) == pytest.approx(3)
+    assert server.most_waiting == 4
+
+    async def fail():
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        made_up_time.run_until_complete(closed_loop([fail, *server.calls(10)], 4))
+    assert server.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "at_once", "found"),
+    [
+        (0.001, 1, Capacity(1_000, 500)),
+        (0.01, 50, Capacity(5_000, 500)),
+        # 64 calls would take longer than the 2 seconds of the loop.
+        (0.05, 1, Capacity(20, 16)),
+        (1, 1, Capacity(1, 16)),
+    ],
+)
+def test_the_capacity_is_the_throughput_of_as_many_calls_as_end_in_time(
+    seconds, at_once, found, made_up_time
+):
+    server = OneAtATime(seconds, at_once)
+    capacity = made_up_time.run_until_complete(find_capacity(server.calls, 500, 2))
+    assert capacity.concurrency == server.most_waiting == found.concurrency
+    assert capacity.rate == pytest.approx(found.rate, rel=0.01)
+
+
+def test_arrivals_are_a_poisson_process_of_exactly_the_rate():
+    arrivals = poisson_arrivals(100, 10_000, seed=1)
+    assert arrivals == poisson_arrivals(100, 10_000, seed=1) == sorted(arrivals)
+    assert arrivals != poisson_arrivals(100, 10_000, seed=2)
+    assert 0 <= arrivals[0] < 0.1 and 99.9 < arrivals[-1] <= 100
+    gaps = [b - a for a, b in itertools.pairwise(arrivals)]
+    # Of exponential gaps, a share of exp(-x) is longer than x times their mean.
+    for x, share in ((0.5, 0.607), (1, 0.368), (3, 0.050)):
+        longer = sum(gap > x / 100 for gap in gaps) / len(gaps)
+        assert longer == pytest.approx(share, abs=0.02)
+    # Another rate stretches them.
+    assert poisson_arrivals(50, 10_000, seed=1) == pytest.approx([2 * at for at in arrivals])
+
+
+def test_arrivals_last_for_some_seconds_and_longer_where_they_are_few():
+    assert arrivals_at(1_000, 2.5, least=60) == 2_500
+    assert arrivals_at(20, 2.5, least=60) == 60
+    assert arrivals_at(4, 2.5, least=60) == 20
+    assert arrivals_at(0.01, 2.5, least=60) == 2
+
+
+def test_percentiles_are_of_the_nearest_rank():
+    hundred = [*range(100, 0, -1)]
+    assert percentiles(hundred) == {"p50": 50.5, "p95": 95, "p99": 99}
+    assert percentiles([3, 1, 2], "add_") == {"add_p50": 2, "add_p95": 3, "add_p99": 3}
+    assert percentiles([7]) == {"p50": 7, "p95": 7, "p99": 7}
+    assert percentiles([]) == {}
 
 
 def test_contenders_take_turns():

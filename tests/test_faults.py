@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo
@@ -283,6 +284,15 @@ OUTCOMES = {
     "slow": (RIGHT, RIGHT),
 }
 FAULTS = list(OUTCOMES)
+
+
+def test_the_documentation_promises_the_same():
+    page = Path(__file__).parent.parent / "docs" / "concepts" / "faults.md"
+    rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()]
+    kinds = (UnreachableError, RequestTimeoutError, WriteOutcomeUnknownError)
+    told = {"the right answer": RIGHT} | {f"`{kind.__name__}`": kind for kind in kinds}
+    promised = {row[0]: tuple(map(told.get, row[1:])) for row in rows if row[0] in OUTCOMES}
+    assert promised == OUTCOMES
 
 
 async def attempt(operation):
