@@ -67,7 +67,7 @@ class Connections:
 
     Args:
         address: Where to connect to.
-        timeout: Seconds for each RPC, `None` for pymilvus' own retrying.
+        timeout: Seconds for each request, further attempts included; `None` for no deadline.
         max_in_flight: RPCs under way at once on one event loop.
         rows_per_insert: Most rows of one insert.
         coalesce: Whether calls that wait at the same time share RPCs.
