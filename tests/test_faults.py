@@ -7,6 +7,7 @@ past the proxy: what was acknowledged is there once, what is of unknown fate at 
 
 import asyncio
 import contextlib
+import gc
 import subprocess
 import sys
 import threading
@@ -84,6 +85,11 @@ class Case:
         """The request that a fault has to strike."""
         upsert = "Insert" if self.is_lite else "Upsert"
         return {**METHODS, "upsert": upsert}[self.operation]
+
+    def queries(self, count):
+        """Different queries for its nodes."""
+        vectors = [node.embedding for node in make_nodes(count, seed=1)]
+        return [VectorStoreQuery(query_embedding=v, similarity_top_k=1) for v in vectors]
 
     async def prepare(self):
         """Make the store ready and write what the operation works on."""
@@ -700,6 +706,43 @@ async def test_a_cancelled_call_leaves_nothing_and_takes_nobody_along(
         companion.assert_rows(raw, outcome)
     await case.assert_usable()
     assert all(kind.calls >= kind.cancelled for kind in case.store.store.stats().values())
+
+
+async def abandoned_by_timeout(case):
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await asyncio.gather(case.run(), *(case.store.query(q) for q in case.queries(50)))
+
+
+async def abandoned_by_task_group(case):
+    async def fail():
+        await asyncio.sleep(0.1)
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup):  # noqa: F821
+        async with asyncio.TaskGroup() as group:
+            group.create_task(case.run())
+            for query in case.queries(50):
+                group.create_task(case.store.query(query))
+            group.create_task(fail())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="both came with Python 3.11")
+@pytest.mark.engines("lite")
+@pytest.mark.parametrize("colour", ["async"], indirect=True)
+@pytest.mark.parametrize("abandon", [abandoned_by_timeout, abandoned_by_task_group])
+async def test_calls_that_are_abandoned_together_leave_nothing(faulty, make_case, abandon, caplog):
+    case = make_case("add")
+    await case.prepare()
+    before = asyncio.all_tasks()
+    faulty.proxy.stall()
+    await abandon(case)
+    faulty.proxy.cut()
+    faulty.proxy.heal()
+    await case.assert_usable()
+    gc.collect()
+    assert asyncio.all_tasks() == before
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.engines("lite")
