@@ -106,6 +106,9 @@ class WriteOptions:
     show_progress: bool = False
     timeout: float | None = None
 
+    def __post_init__(self) -> None:
+        _check_partition(self.milvus_partition_name)
+
 
 @dataclass(frozen=True)
 class DeleteOptions:
@@ -118,6 +121,9 @@ class DeleteOptions:
 
     milvus_partition_name: str | None = None
     timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_partition(self.milvus_partition_name)
 
 
 @dataclass(frozen=True)
@@ -666,6 +672,13 @@ def split(
 def _chunks(ids: Sequence[str]) -> list[Sequence[str]]:
     unique = list(dict.fromkeys(ids))
     return [unique[i : i + MAX_IDS] for i in range(0, len(unique), MAX_IDS)]
+
+
+def _check_partition(name: str | None) -> None:
+    if name is not None and not name:
+        raise ConfigurationError(
+            f"milvus_partition_name is {name!r}; name a partition, or leave it out"
+        )
 
 
 def _check_ids(node_ids: Sequence[str] | None) -> None:

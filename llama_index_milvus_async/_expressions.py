@@ -259,6 +259,11 @@ def listed(names: Iterable[str]) -> str:
 # parentheses of its own: it binds weaker than `and` in Milvus 2.3.
 
 
+#: Milvus parses a chain of `and` or `or` as a tree as deep as the chain is long, and 2.3 refuses
+#: deep ones ("unsupported expr proto node").
+_LONGEST_CHAIN = 16
+
+
 def any_of(parts: Iterable[Expr]) -> Expr:
     """At least one of the parts; no row where there are none."""
     return _joined(" or ", parts, neutral=False)
@@ -274,6 +279,9 @@ def _joined(word: str, parts: Iterable[Expr], *, neutral: bool) -> Expr:
     if (not neutral) in every:
         return not neutral
     texts = [part for part in every if isinstance(part, str)]
+    while len(texts) > _LONGEST_CHAIN:
+        chains = (texts[i : i + _LONGEST_CHAIN] for i in range(0, len(texts), _LONGEST_CHAIN))
+        texts = [f"({word.join(chain)})" for chain in chains]
     if len(texts) > 1:
         return f"({word.join(texts)})"
     return texts[0] if texts else neutral

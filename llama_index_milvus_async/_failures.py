@@ -23,6 +23,7 @@ from .errors import (
     ConfigurationError,
     LiteFileError,
     MilvusVectorStoreError,
+    PermissionDeniedError,
     RequestTimeoutError,
     ServerError,
     UnreachableError,
@@ -33,12 +34,19 @@ if TYPE_CHECKING:
 
 _CONNECT_FAILED = 2
 # What pymilvus says where it has waited for a server's work: to load, to index, to flush.
-_WAITED_TOO_LONG = re.compile("Retry timeout|wait for .* timeout|create index .* timeout")
+_WAITED_TOO_LONG = re.compile(
+    r"\[\w+\] Retry timeout|wait for \w+ \w+ timeout|wait for flush timeout"
+    r"|collection .* create index .* timeout in"
+)
+# What a server says where it looks at the deadline first.
+_DEADLINE_OF_SERVER = re.compile("context (?:Done|deadline exceeded)$")
+# What pymilvus itself says has one of these codes.
+_OF_PYMILVUS = (0, 1)
 _RATE_LIMIT_CODES = (8, 49)
 _PERMISSION_CODES = (1401, 2001)
 _GRPC_ERRORS: dict[grpc.StatusCode, type[ServerError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
-    grpc.StatusCode.PERMISSION_DENIED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.UNAVAILABLE: UnreachableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: RequestTimeoutError,
 }
@@ -60,6 +68,10 @@ def translated(operation: str, address: Address) -> Iterator[None]:
         raise
     except ConnectionConfigException as error:
         raise _configuration_error(error, address) from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ConfigurationError(
+            f"{error.filename!r} cannot be read ({error.strerror}); certificates and keys are files"
+        ) from error
     except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, asyncio.TimeoutError) as error:
         failure = _server_error(operation, error, address)
         raise failure from (None if _shows_secret(error, address) else error)
@@ -128,15 +140,18 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
             return lost
     kind = _GRPC_ERRORS.get(status) if status is not None else None
     if kind is None and code in _PERMISSION_CODES:
-        kind = AuthenticationError
+        kind = PermissionDeniedError
     if kind is None and (
         isinstance(error, (asyncio.TimeoutError, grpc.FutureTimeoutError))
-        or _WAITED_TOO_LONG.search(message)
+        or (code in _OF_PYMILVUS and _WAITED_TOO_LONG.match(message))
+        or _DEADLINE_OF_SERVER.search(message)
     ):
         kind = RequestTimeoutError
     if kind is None and code == _CONNECT_FAILED and "Fail connecting" in message:
         kind = UnreachableError
-    if kind is AuthenticationError:
+    if kind is PermissionDeniedError:
+        message = f"{address.uri}: the user may not do this ({message})"
+    elif kind is AuthenticationError:
         message = f"{address.uri}: the token or password was not accepted ({message})"
     elif kind is UnreachableError:
         message = f"no connection to {address.uri} ({message})"

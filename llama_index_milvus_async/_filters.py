@@ -11,6 +11,7 @@ says, the function behind `SimpleVectorStore`: a row without the key, or with nu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeAlias
@@ -152,6 +153,20 @@ def build_expression(
     Raises:
         FilterError: A part cannot be expressed.
     """
+    try:
+        return _restrictions(columns, filters, node_ids, doc_ids, scalar_filters, string_expr)
+    except RecursionError:
+        raise FilterError("filters are nested too deeply to be translated") from None
+
+
+def _restrictions(
+    columns: Columns,
+    filters: MetadataFilters | None,
+    node_ids: Sequence[str] | None,
+    doc_ids: Sequence[str] | None,
+    scalar_filters: Any,
+    string_expr: str | None,
+) -> str:
     parts: list[Expr] = []
     if node_ids is not None:
         parts.append(ids_expression(columns, node_ids))
@@ -399,20 +414,32 @@ def _scalar_filters(given: Any) -> ScalarMetadataFilters:
     )
 
 
+#: What the text of a subscript follows; that of a list follows a bracket after a space.
+_BEFORE_SUBSCRIPT = re.compile(r"[\w\]]\[$")
+
+
 def _checked(expression: str) -> str:
-    """Refuse an expression that could end the parentheses around it, as `x) or (true` would."""
+    """Refuse an expression that could end the parentheses around it, as `x) or (true` would.
+
+    And one with `][` in the text of a subscript: Milvus 2.3 splits it there, and dies.
+    """
     closing = {"(": ")", "[": "]", "{": "}"}
     opened: list[str] = []
-    quote = ""
-    characters = iter(expression)
-    for character in characters:
+    quote, text_at = "", 0
+    characters = iter(enumerate(expression))
+    for position, character in characters:
         if quote:
             if character == "\\":
                 next(characters, None)
             elif character == quote:
                 quote = ""
+                path, text = expression[:text_at].rstrip(), expression[text_at:position]
+                if "][" in text and _BEFORE_SUBSCRIPT.search(path):
+                    raise FilterError(
+                        f"string_expr has the key {text[1:]!r}, which kills Milvus 2.3"
+                    )
         elif character in "\"'":
-            quote = character
+            quote, text_at = character, position
         elif character in closing:
             opened.append(closing[character])
         elif character in closing.values() and (not opened or opened.pop() != character):

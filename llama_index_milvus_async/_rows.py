@@ -491,8 +491,17 @@ class RowReader:
         """Make the node of a row.
 
         Raises:
-            RowError: The serialized node in the row cannot be read.
+            RowError: The row, or the serialized node in it, cannot be read.
         """
+        try:
+            return self._node(row)
+        except RowError:
+            raise
+        except Exception as error:
+            # The row is data from outside, as is what pymilvus decodes where it is looked at.
+            raise RowError(f"a row cannot be read ({_told(error)})") from error
+
+    def _node(self, row: Mapping[str, Any]) -> BaseNode:
         layout = self._layout
         node_id = str(row[layout.primary_key])
         text = row.get(layout.text_key)
@@ -525,8 +534,8 @@ class RowReader:
 
 
 def _node_from_json(content: str, class_name: str | None, text: Any, node_id: str) -> BaseNode:
-    node_class = _NODE_CLASSES.get(class_name or "", TextNode)
     try:
+        node_class = _NODE_CLASSES.get(class_name or "", TextNode)
         data = _parsed(content)
         # Set before the node is made: pydantic takes as long for each later assignment as for a
         # whole small model.
@@ -547,10 +556,13 @@ def _node_from_json(content: str, class_name: str | None, text: Any, node_id: st
         # The row is data from outside: whatever a malformed one makes the parsers raise is
         # reported as what it is, a bad row.
         raise RowError(
-            f"row {node_id!r}: its {NODE_CONTENT_FIELD} is no serialized node "
-            f"({type(error).__name__}: {str(error)[:200]})"
+            f"row {node_id!r}: its {NODE_CONTENT_FIELD} is no serialized node ({_told(error)})"
         ) from error
     return node
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def _parsed(content: str) -> dict[str, Any]:

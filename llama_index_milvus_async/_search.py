@@ -67,8 +67,15 @@ class ReadOptions:
     @property
     def partition_names(self) -> tuple[str, ...] | None:
         """The partitions, `None` for all."""
-        names = self.milvus_partition_names
-        return (names,) if isinstance(names, str) else tuple(names) if names else None
+        given = self.milvus_partition_names
+        if given is None:
+            return None
+        names = (given,) if isinstance(given, str) else tuple(given)
+        if not names or not all(names):
+            raise QueryError(
+                f"milvus_partition_names is {given!r}; name partitions, or leave it out to read all"
+            )
+        return names
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ each is also the built-in (or pymilvus) exception that callers already catch in 
         ├── UnreachableError (ConnectionError)   no connection could be made
         │   └── LiteFileError                    the `.db` file cannot be opened
         ├── AuthenticationError                  token or password refused
+        │   └── PermissionDeniedError            a privilege is missing
         ├── RequestTimeoutError (TimeoutError)   no answer within `timeout`
         └── PartialWriteError                    some batches of one call were written
             └── WriteOutcomeUnknownError         of some batches nobody knows
@@ -40,6 +41,7 @@ __all__ = [
     "MilvusVectorStoreError",
     "NodeError",
     "PartialWriteError",
+    "PermissionDeniedError",
     "QueryError",
     "RequestTimeoutError",
     "RowError",
@@ -90,6 +92,14 @@ class NodeError(MilvusVectorStoreError, ValueError):
 
 class FilterError(MilvusVectorStoreError, ValueError):
     """A filter cannot be expressed in Milvus; it is never dropped or approximated."""
+
+    _SHOWN_CHARACTERS = 2_000  # values may be of any length, and messages end up in logs
+
+    def __init__(self, message: str) -> None:
+        half = self._SHOWN_CHARACTERS // 2
+        if len(message) > 2 * half:
+            message = f"{message[:half]} … {message[-half:]}"
+        super().__init__(message)
 
 
 class QueryError(MilvusVectorStoreError, ValueError):
@@ -153,7 +163,11 @@ class LiteFileError(UnreachableError):
 
 
 class AuthenticationError(ServerError):
-    """Milvus did not accept the token, or the user may not do this."""
+    """Milvus did not accept the token or password."""
+
+
+class PermissionDeniedError(AuthenticationError):
+    """The user is known and may not do this."""
 
 
 class RequestTimeoutError(ServerError, TimeoutError):

@@ -371,7 +371,7 @@ def test_an_unreachable_server_is_a_503_until_it_is_back(
     tmp_path: Path, lite_server: LiteServer
 ) -> None:
     lite_server.stop()
-    service = Service(tmp_path, lite_server.uri, MILVUS_TOKEN="root:s3cret", MILVUS_TIMEOUT=2)
+    service = Service(tmp_path, lite_server.uri, MILVUS_TOKEN="root:s3cret", MILVUS_TIMEOUT=4)
     try:
         for down in (True, False, True):
             if not down:
