@@ -164,7 +164,7 @@ async def test_batches_are_bounded_by_bytes(sibling, coloured, prefix, monkeypat
     assert len(calls) == math.ceil(20 / (MAX_INSERT_BYTES // 60_500))
 
 
-async def test_several_batches_are_in_flight_within_the_limit(sibling, prefix, monkeypatch, engine):
+async def test_several_batches_are_in_flight_within_the_limit(sibling, prefix, monkeypatch):
     store = sibling(batch_size=50, max_in_flight=3)
     in_flight, most = 0, 0
     insert = store.aclient.insert
@@ -180,8 +180,7 @@ async def test_several_batches_are_in_flight_within_the_limit(sibling, prefix, m
 
     monkeypatch.setattr(store.aclient, "insert", counted)
     await store.async_add(nodes_of(prefix, 1_000))
-    # One is kept for requests of another kind; Milvus Lite is written to by one at a time.
-    assert most == (1 if engine.is_lite else 2)
+    assert most == 2  # one is kept for requests of another kind
 
 
 async def test_of_an_id_twice_in_one_call_the_last_is_kept_with_a_warning(
