@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -499,7 +500,10 @@ class RowReader:
             raise
         except Exception as error:
             # The row is data from outside, as is what pymilvus decodes where it is looked at.
-            raise RowError(f"a row cannot be read ({_told(error)})") from error
+            name = "a row"
+            with suppress(Exception):
+                name = f"row {str(row[self._layout.primary_key])!r}"
+            raise RowError(f"{name} cannot be read ({_told(error)})") from error
 
     def _node(self, row: Mapping[str, Any]) -> BaseNode:
         layout = self._layout
