@@ -309,7 +309,6 @@ async def test_scalar_filters_restrict_as_objects_and_as_dictionaries(
         ("_default", NODES[:-ARCHIVED]),
         (["_default", "archive"], NODES),
         (None, NODES),
-        ([], NODES),
     ],
 )
 async def test_only_the_named_partitions_are_searched(store, coloured, names, expected):
