@@ -441,7 +441,7 @@ class LimitedServer(StandaloneServer):
         "quotaAndLimits.dml.enabled": "true",
         "quotaAndLimits.dml.insertRate.max": 0.7,
         "quotaAndLimits.dml.upsertRate.max": 0.01,
-        "quotaAndLimits.dml.deleteRate.max": 0.02,
+        "quotaAndLimits.dml.deleteRate.max": 0.015,
         "quotaAndLimits.dql.enabled": "true",
         "quotaAndLimits.dql.searchRate.max": 150,
         "quotaAndLimits.dql.queryRate.max": 10,
