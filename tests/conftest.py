@@ -9,7 +9,3 @@ pytest_plugins = (
     "tests.fixtures.report",
     "tests.fixtures.upstream",
 )
-
-# The rates of its limited server are still being tuned: what is a rate too high depends on the
-# machine. Without this line it runs.
-collect_ignore = ["test_limits.py"]
