@@ -9,6 +9,7 @@ from ._coalescing import KindStats
 from ._filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
 from .errors import (
     AuthenticationError,
+    CertificateError,
     CollectionError,
     ConfigurationError,
     EncoderError,
@@ -37,6 +38,7 @@ __version__ = version("llama-index-milvus-async")
 
 __all__ = [
     "AuthenticationError",
+    "CertificateError",
     "BGEM3SparseEmbeddingFunction",
     "BM25BuiltInFunction",
     "BaseSparseEmbeddingFunction",

@@ -20,6 +20,7 @@ from ._coalescing import NotUnderWayError
 from ._single_attempt import changed_nothing
 from .errors import (
     AuthenticationError,
+    CertificateError,
     ConfigurationError,
     LiteFileError,
     MilvusVectorStoreError,
@@ -40,6 +41,8 @@ _WAITED_TOO_LONG = re.compile(
 )
 # What a server says where it looks at the deadline first.
 _DEADLINE_OF_SERVER = re.compile("context (?:Done|deadline exceeded)$")
+# What gRPC says of a certificate.
+_NOT_TRUSTED = re.compile("CERTIFICATE_VERIFY_FAILED|Hostname Verification Check failed")
 # What pymilvus itself says has one of these codes.
 _OF_PYMILVUS = (0, 1)
 _RATE_LIMIT_CODES = (8, 49)
@@ -149,10 +152,18 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
         kind = RequestTimeoutError
     if kind is None and code == _CONNECT_FAILED and "Fail connecting" in message:
         kind = UnreachableError
+    if kind is UnreachableError and _NOT_TRUSTED.search(message):
+        kind = CertificateError
     if kind is PermissionDeniedError:
         message = f"{address.uri}: the user may not do this ({message})"
     elif kind is AuthenticationError:
         message = f"{address.uri}: the token or password was not accepted ({message})"
+    elif kind is CertificateError:
+        message = (
+            f"{address.uri}: the server's certificate is not trusted ({message}). Pass that of the "
+            "authority that signed it, as server_pem_path or, with a certificate of the client, as "
+            "ca_pem_path; where it names another server, pass that name as server_name"
+        )
     elif kind is UnreachableError:
         message = f"no connection to {address.uri} ({message})"
     elif kind is RequestTimeoutError:
@@ -160,6 +171,7 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
     failure = (kind or ServerError)(operation, message, code)
     failure.nothing_done = (
         nothing_done
+        or kind is CertificateError
         or (kind is UnreachableError and _not_connected(code, message))
         or status is grpc.StatusCode.RESOURCE_EXHAUSTED
         or code in _RATE_LIMIT_CODES

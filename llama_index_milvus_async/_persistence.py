@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ._coalescing import MAX_RESENDS, pause_after
 from ._failures import is_overload
-from .errors import LiteFileError, RequestTimeoutError, ServerError, UnreachableError
+from .errors import CertificateError, LiteFileError, RequestTimeoutError, ServerError, UnreachableError
 
 T = TypeVar("T")
 
@@ -32,7 +32,9 @@ def may_repeat(error: Exception, repeatable: bool) -> bool:
     """
     if is_overload(error):
         return True
-    if not isinstance(error, UnreachableError) or isinstance(error, LiteFileError):
+    if not isinstance(error, UnreachableError):
+        return False
+    if isinstance(error, (CertificateError, LiteFileError)):  # no matter of time
         return False
     return repeatable or error.nothing_done
 

@@ -15,6 +15,7 @@ each is also the built-in (or pymilvus) exception that callers already catch in 
     ├── LiteNotInstalledError (ImportError)      a `.db` URI without Milvus Lite
     └── ServerError (MilvusException)            Milvus refused, failed or did not answer
         ├── UnreachableError (ConnectionError)   no connection could be made
+        │   ├── CertificateError                 the server's certificate is not trusted
         │   └── LiteFileError                    the `.db` file cannot be opened
         ├── AuthenticationError                  token or password refused
         │   └── PermissionDeniedError            a privilege is missing
@@ -32,6 +33,7 @@ from pymilvus.exceptions import MilvusException
 
 __all__ = [
     "AuthenticationError",
+    "CertificateError",
     "CollectionError",
     "ConfigurationError",
     "EncoderError",
@@ -156,6 +158,10 @@ class ServerError(MilvusVectorStoreError, MilvusException):  # type: ignore[misc
 
 class UnreachableError(ServerError, ConnectionError):
     """No connection to Milvus could be made, or it was lost."""
+
+
+class CertificateError(UnreachableError):
+    """The certificate of the server is not trusted, or names another server."""
 
 
 class LiteFileError(UnreachableError):
