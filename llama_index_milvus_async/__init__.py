@@ -38,10 +38,10 @@ __version__ = version("llama-index-milvus-async")
 
 __all__ = [
     "AuthenticationError",
-    "CertificateError",
     "BGEM3SparseEmbeddingFunction",
     "BM25BuiltInFunction",
     "BaseSparseEmbeddingFunction",
+    "CertificateError",
     "CollectionError",
     "ConfigurationError",
     "EncoderError",

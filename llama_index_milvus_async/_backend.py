@@ -27,9 +27,10 @@ from ._coalescing import Coalescer, Kind
 from ._failures import is_refusal_of_data, translated
 from ._persistence import after_attempts, block, may_repeat, persist
 from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
+from ._rows import decoded
 from ._single_attempt import single_attempts
 from ._slices import Slices
-from .errors import ServerError
+from .errors import RowError, ServerError
 from .sparse import SparseEncoder
 
 if TYPE_CHECKING:
@@ -338,7 +339,7 @@ class Backend(ABC):
             timeout=timeout,
             **options,
         )
-        return list(await self._loaded(name, read))
+        return decoded(await self._loaded(name, read))
 
     async def search(
         self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
@@ -454,7 +455,7 @@ class Backend(ABC):
             timeout=timeout,
             **options,
         )
-        return list(await self._loaded(request.collection_name, read))
+        return decoded(await self._loaded(request.collection_name, read))
 
     async def delete_documents(
         self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
@@ -607,7 +608,7 @@ class AsyncBackend(Backend):
         )
         # Name, call, most items, most weight, most bytes.
         kind = partial(
-            Kind, is_separable=is_refusal_of_data, may_resend=_may_resend, after=after_attempts
+            Kind, is_separable=_is_separable, may_resend=_may_resend, after=after_attempts
         )
         most_rows = connections.rows_per_insert
         self._inserts = kind("insert", self._send_rows, most_rows, most_rows, MAX_INSERT_BYTES)
@@ -878,6 +879,11 @@ class AsyncBackend(Backend):
         texts = [text for item in items for text in item]
         vectors = iter(await encoder.aencode(texts, queries=queries))
         return [[next(vectors) for _ in item] for item in items]
+
+
+def _is_separable(error: Exception) -> bool:
+    """Whether some callers of a coalesced request may be spared an error that others cause."""
+    return is_refusal_of_data(error) or isinstance(error, RowError)
 
 
 def _may_resend(request: Any, error: Exception) -> bool:

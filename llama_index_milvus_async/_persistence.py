@@ -10,7 +10,13 @@ from typing import TypeVar
 
 from ._coalescing import MAX_RESENDS, pause_after
 from ._failures import is_overload
-from .errors import CertificateError, LiteFileError, RequestTimeoutError, ServerError, UnreachableError
+from .errors import (
+    CertificateError,
+    LiteFileError,
+    RequestTimeoutError,
+    ServerError,
+    UnreachableError,
+)
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from llama_index.core.schema import (
@@ -45,6 +45,8 @@ from ._schema import (
 from ._vectors import DENSE_METRICS, FLOAT32_MAX, packed, unpacked
 from .errors import NodeError, RowError
 from .sparse import sparse_vector
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
 
 #: Milvus' bound on the dynamic field of one row, as JSON (`common.MaxDynamicFieldSize`; the
 #: server answers code 1100 beyond it). Lite has none; the bound is kept there as well, so that
@@ -438,6 +440,18 @@ def _check_integers(text: str) -> None:
         return value
 
     json.loads(text, parse_int=check)
+
+
+def decoded(rows: Iterable[Row]) -> list[Row]:
+    """The rows of a response, of which pymilvus decodes the dynamic field when they are looked at.
+
+    Raises:
+        RowError: One has bytes there that pymilvus cannot decode; it does not tell which.
+    """
+    try:
+        return list(rows)
+    except Exception as error:
+        raise RowError(f"a row cannot be read ({_told(error)})") from error
 
 
 class RowReader:

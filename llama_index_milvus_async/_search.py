@@ -31,7 +31,7 @@ from ._ranking import (
     similarity,
 )
 from ._requests import HybridSearch, Search
-from ._rows import RowReader
+from ._rows import RowReader, decoded
 from ._schema import Column, Index, Layout
 from ._vectors import packed, unpacked
 from .errors import ConfigurationError, QueryError
@@ -588,14 +588,15 @@ def build_result(
             those that Milvus has fused.
     """
     key = search.layout.primary_key
+    legs = [decoded(found) for found in hits]
 
     def node(hit: Mapping[str, Any]) -> BaseNode:
         return search.reader.node({**hit["entity"], key: _primary_key(hit, key)})
 
-    if len(hits) > 1 and isinstance(search.ranker, CallableRanker):
-        nodes, scores = _ranked(query, options, search, hits, search.ranker, node)
+    if len(legs) > 1 and isinstance(search.ranker, CallableRanker):
+        nodes, scores = _ranked(query, options, search, legs, search.ranker, node)
     else:
-        found, scores = _scored(query, options, search, hits)
+        found, scores = _scored(query, options, search, legs)
         if query.mode == _Mode.MMR and found:
             found, scores = _diverse(query, options, search, found)
         nodes = [node(hit) for hit in found]
@@ -611,17 +612,17 @@ def _scored(
     query: VectorStoreQuery,
     options: SearchOptions,
     search: PreparedSearch,
-    hits: Sequence[Sequence[Mapping[str, Any]]],
+    legs: Sequence[list[Mapping[str, Any]]],
 ) -> tuple[list[Mapping[str, Any]], list[float]]:
     """The hits of the result and their similarities."""
-    if len(hits) == 1:
-        found = list(hits[0])
+    if len(legs) == 1:
+        [found] = legs
         if search.hybrid is not None:
             return found, [float(hit["distance"]) for hit in found]
         return found, [similarity(search.legs[0].metric, hit["distance"]) for hit in found]
     key = search.layout.primary_key
-    by_id = {_primary_key(hit, key): hit for leg in hits for hit in leg}
-    pairs = [[(_primary_key(hit, key), hit["distance"]) for hit in leg] for leg in hits]
+    by_id = {_primary_key(hit, key): hit for leg in legs for hit in leg}
+    pairs = [[(_primary_key(hit, key), hit["distance"]) for hit in leg] for leg in legs]
     fused = cast(RelativeScore, search.ranker).fuse(pairs, [leg.metric for leg in search.legs])
     skipped = 0 if query.mode == _Mode.MMR else options.offset
     fused = fused[skipped : skipped + search.limit]
@@ -637,19 +638,19 @@ def _ranked(
     query: VectorStoreQuery,
     options: SearchOptions,
     search: PreparedSearch,
-    hits: Sequence[Sequence[Mapping[str, Any]]],
+    legs: Sequence[Sequence[Mapping[str, Any]]],
     ranker: CallableRanker,
     node: Callable[[Mapping[str, Any]], BaseNode],
 ) -> tuple[list[BaseNode], list[float]]:
     """The nodes of the result and their scores, by the user's ranker."""
-    legs = [
+    candidates = [
         [
             NodeWithScore(node=node(hit), score=similarity(leg.metric, hit["distance"]))
             for hit in found
         ]
-        for leg, found in zip(search.legs, hits, strict=True)
+        for leg, found in zip(search.legs, legs, strict=True)
     ]
-    returned: Any = ranker.rank(query, legs)
+    returned: Any = ranker.rank(query, candidates)
     ranked: list[Any] = list(returned) if isinstance(returned, Iterable) else [None]
     if not all(isinstance(one, NodeWithScore) for one in ranked):
         raise QueryError(

@@ -594,14 +594,6 @@ BYTES = {
     "duplicates": b'{"_node_content": "{}", "_node_content": 5}',
     "columns": b'{"id": "other", "text": 5, "embedding": [1]}',
 }
-#: Those that engines store and clients fail to read, by engine and colour.
-PASSED_THROUGH = {
-    "lite": {"sync": ("nan", "surrogate"), "async": ("nan", "surrogate")},
-    "standalone": {
-        "sync": ("deep", "not-utf-8", "surrogate"),
-        "async": ("deep", "not-utf-8", "surrogate", "null"),
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -622,14 +614,9 @@ def foreign(in_columns, raw):
 
 
 @pytest.mark.parametrize("name", BYTES)
-async def test_a_dynamic_field_that_pymilvus_would_not_write(
-    foreign, coloured, colour, name, engine, request
-):
+async def test_a_dynamic_field_that_pymilvus_would_not_write(foreign, coloured, name):
     """It is refused by the engine, or the row is a node or an error of this package."""
     store, taken = coloured(foreign[0]), foreign[1]
-    if name in PASSED_THROUGH["lite" if engine.is_lite else "standalone"][colour]:
-        reason = "orjson's JSONDecodeError, or an AttributeError, passes through"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     row_id = f"foreign {name}"
     for reading in (
         lambda: store.get_nodes([row_id], output_fields=["a"], **NOW),
@@ -643,7 +630,6 @@ async def test_a_dynamic_field_that_pymilvus_would_not_write(
     assert len(await store.get_nodes(["node-0"], **NOW)) == 1
 
 
-@pytest.mark.xfail(reason="pymilvus decodes the whole response, for all callers", strict=True)
 async def test_a_dynamic_field_that_cannot_be_read_fails_its_own_reader_alone(foreign):
     store, taken = foreign
     assert "surrogate" in taken
@@ -653,4 +639,5 @@ async def test_a_dynamic_field_that_cannot_be_read_fails_its_own_reader_alone(fo
         *(store.aget_nodes([f"node-{i}"], **options) for i in range(4)),
         return_exceptions=True,
     )
+    assert isinstance(answers[0], RowError)
     assert not [answer for answer in answers[1:] if isinstance(answer, Exception)]
