@@ -28,6 +28,7 @@ from ._backend import (
     Backend,
 )
 from ._expressions import Dialect
+from ._failures import is_too_large
 from ._once import Once
 from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
 from ._rows import PackedRow, RowPacker, RowReader
@@ -69,6 +70,7 @@ from .sparse import SparseEncoder
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 #: A search of a query: the query's number, and the leg's.
 _Place = tuple[int, int]
@@ -481,8 +483,12 @@ class Core:
                 consistency_level=options.consistency_level or self._options.consistency_level,
                 select=partial(_filters.ids_expression, layout.filter_columns),
             )
+
+            async def get(ids: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+                return await self._backend.get_by_ids(request, ids, options.timeout)
+
             for chunk in _chunks(node_ids):
-                rows += await self._backend.get_by_ids(request, chunk, options.timeout)
+                rows += await _in_parts(chunk, get)
         else:
             for expression in self._selections(layout, node_ids, filters):
                 rows += await self._read_all(layout, expression, reader.fields, options)
@@ -516,11 +522,22 @@ class Core:
             partition_names=options.partition_names,
             consistency_level=options.consistency_level or self._options.consistency_level,
             timeout=options.timeout,
-            limit=ROWS_PER_PAGE,
         )
+        limit = ROWS_PER_PAGE
+
+        async def read_page(expression: str, **arguments: Any) -> list[Mapping[str, Any]]:
+            nonlocal limit
+            while True:
+                try:
+                    return await read(expression, limit=limit, **arguments)
+                except ServerError as error:
+                    if limit == 1 or not is_too_large(error):
+                        raise
+                    limit //= 2
+
         everything = _filters.everything_expression(layout.filter_columns)
-        page = await read(expression or everything)
-        if len(page) < ROWS_PER_PAGE:
+        page = await read_page(expression or everything)
+        if len(page) < limit:
             return page
         # More than a page: start again, ordered by primary key. A limit alone returns any rows;
         # as an iterator's request they come sorted, on Lite as well. Such requests ignore the
@@ -528,9 +545,9 @@ class Core:
         rows: list[Mapping[str, Any]] = []
         page_expression = expression or everything
         while True:
-            page = await read(page_expression, iterator="True", reduce_stop_for_best="False")
+            page = await read_page(page_expression, iterator="True", reduce_stop_for_best="False")
             rows += page
-            if len(page) < ROWS_PER_PAGE:
+            if len(page) < limit:
                 return rows
             last = max(row[layout.primary_key] for row in page)
             page_expression = _filters.next_page_expression(layout.filter_columns, expression, last)
@@ -622,17 +639,32 @@ class Core:
 
         async def send(batch: tuple[Search | HybridSearch, list[_Place]]) -> None:
             request, places = batch
-            data = [wanted[place][1] for place in places]
-            if isinstance(request, HybridSearch):
-                hits = await self._backend.hybrid_search(request, data, timeout)
-            else:
-                hits = await self._backend.search(request, data, timeout)
+
+            async def search(data: Sequence[Any]) -> list[Any]:
+                if isinstance(request, HybridSearch):
+                    return await self._backend.hybrid_search(request, data, timeout)
+                return await self._backend.search(request, data, timeout)
+
+            hits = await _in_parts([wanted[place][1] for place in places], search)
             found.update(zip(places, hits, strict=True))
 
         for outcome in await self._backend.send_all(batches, send):
             if isinstance(outcome, Exception):
                 raise outcome
         return found
+
+
+async def _in_parts(
+    items: Sequence[Item], read: Callable[[Sequence[Item]], Awaitable[Sequence[T]]]
+) -> Sequence[T]:
+    """Read what belongs to items, those that a message is too small for in several requests."""
+    try:
+        return await read(items)
+    except ServerError as error:
+        if len(items) == 1 or not is_too_large(error):
+            raise
+    half = len(items) // 2
+    return [*await _in_parts(items[:half], read), *await _in_parts(items[half:], read)]
 
 
 def _fate(outcome: Exception | bool) -> str:

@@ -43,6 +43,7 @@ _WAITED_TOO_LONG = re.compile(
 _DEADLINE_OF_SERVER = re.compile("context (?:Done|deadline exceeded)$")
 # What gRPC says of a certificate.
 _NOT_TRUSTED = re.compile("CERTIFICATE_VERIFY_FAILED|Hostname Verification Check failed")
+_LARGER_THAN_A_MESSAGE = "message larger than max"
 # What pymilvus itself says has one of these codes.
 _OF_PYMILVUS = (0, 1)
 _RATE_LIMIT_CODES = (8, 49)
@@ -89,7 +90,12 @@ def is_refusal_of_data(error: Exception) -> bool:
     if not isinstance(error, ServerError):
         return False
     packing = isinstance(error.__cause__, (ParamError, DataNotMatchException))
-    return packing or error.code in range(1100, 1200) or _is_too_large(error)
+    return packing or error.code in range(1100, 1200) or is_too_large(error)
+
+
+def is_too_large(error: Exception) -> bool:
+    """Whether a message was larger than gRPC sends or takes, here or on the server."""
+    return isinstance(error, ServerError) and _LARGER_THAN_A_MESSAGE in error.message
 
 
 def is_overload(error: Exception) -> bool:
@@ -101,14 +107,9 @@ def is_overload(error: Exception) -> bool:
         isinstance(cause, grpc.RpcError)
         and hasattr(cause, "code")
         and cause.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        and not _is_too_large(error)
+        and not is_too_large(error)
     )
     return exhausted or error.code in _RATE_LIMIT_CODES
-
-
-def _is_too_large(error: ServerError) -> bool:
-    """Whether a message was larger than gRPC sends or takes, here or on the server."""
-    return "message larger than max" in error.message
 
 
 def _configuration_error(
@@ -168,6 +169,11 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
         message = f"no connection to {address.uri} ({message})"
     elif kind is RequestTimeoutError:
         message = f"no answer from {address.uri} in time ({message})"
+    elif _LARGER_THAN_A_MESSAGE in message:
+        message += (
+            ". Ask for fewer hits (similarity_top_k) or fields (output_fields), or pass less in "
+            "one filter"
+        )
     failure = (kind or ServerError)(operation, message, code)
     failure.nothing_done = (
         nothing_done

@@ -256,23 +256,30 @@ async def test_rows_that_together_are_larger_than_a_request(large, coloured):
     assert {len(node.text) for node in nodes} == {MAX_VARCHAR_BYTES}
 
 
-#: Ways to ask for all of them.
-HOW = {
-    "query": lambda store, **options: store.query(asked(LARGE), **options),
-    "ids": lambda store, **options: store.get_nodes([f"node-{i}" for i in range(LARGE)], **options),
-    "filters": lambda store, **options: store.get_nodes(
-        filters=MetadataFilters(filters=[]), **options
-    ),
-}
+def ids_of_large():
+    return [f"node-{i}" for i in range(LARGE)]
 
 
-@pytest.mark.xfail(reason="responses are not split by size", strict=True)
 @standalone
-@pytest.mark.parametrize("how", HOW)
-async def test_rows_that_together_are_larger_than_a_response(large, coloured, how):
-    found = await HOW[how](coloured(large), timeout=2, **NOW)
-    nodes = found if isinstance(found, list) else found.nodes
-    assert {node.node_id for node in nodes} == {f"node-{i}" for i in range(LARGE)}
+async def test_nodes_that_together_are_larger_than_a_response(large, coloured):
+    """They come in several."""
+    store = coloured(large)
+    for found in (
+        await store.get_nodes(ids_of_large(), **NOW),
+        await store.get_nodes(filters=MetadataFilters(filters=[]), **NOW),
+        await store.get_nodes(ids_of_large(), where("k", FilterOperator.NE, "?"), **NOW),
+    ):
+        assert sorted(ids_of(found)) == sorted(ids_of_large())
+        assert {len(node.text) for node in found} == {MAX_VARCHAR_BYTES}
+
+
+@standalone
+async def test_results_that_together_are_larger_than_a_response(large, coloured):
+    queries, hits = 2 * LARGE // 10, 10
+    vectors = [node.embedding for node in make_nodes(queries)]
+    results = await coloured(large).query_many([asked(hits, vector=v) for v in vectors], **NOW)
+    assert [len(result.ids) for result in results] == [hits] * queries
+    assert [result.ids[0] for result in results] == [f"node-{i}" for i in range(queries)]
 
 
 @standalone
@@ -283,7 +290,7 @@ async def test_a_message_that_is_too_large_is_not_sent_again(large, coloured, wh
     asking = asked(LARGE)
     if what == "request":
         asking = asked(filters=where("padding", FilterOperator.NE, "x" * MAX_MESSAGE))
-    with pytest.raises(ServerError, match="larger than max") as caught:
+    with pytest.raises(ServerError, match=r"larger than max.*Ask for fewer hits") as caught:
         await store.query(asking, **NOW)
     assert type(caught.value) is ServerError
     assert len(str(caught.value)) < 2_000
