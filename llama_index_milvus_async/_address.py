@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +93,25 @@ def check_lite_installed(address: Address) -> None:
             'installed. Run `pip install "llama-index-milvus-async[lite]"`, or pass the URI of a '
             'server, for example "http://localhost:19530"'
         ) from error
+
+
+def leave_lite_to_parent() -> None:
+    """In a forked child: have the files that the parent has open left alone when the child ends.
+
+    Milvus Lite would close them, and give up the parent's locks.
+    """
+    module: Any = sys.modules.get("milvus_lite.server_manager")
+    manager = getattr(module, "server_manager_instance", None)
+    if manager is None:
+        return
+    of_parent = set(manager._servers)
+
+    def release_own() -> None:
+        for path in set(manager._servers) - of_parent:
+            manager.release_server(path)
+
+    atexit.unregister(manager.release_all)
+    atexit.register(release_own)
 
 
 def connect_timeout(timeout: float | None) -> float:

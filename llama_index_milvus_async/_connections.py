@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from ._address import Address, check_lite_installed, connect_timeout
+from ._address import Address, check_lite_installed, connect_timeout, leave_lite_to_parent
 from ._backend import AsyncBackend, BlockingClient, SyncBackend, run_sync, running_loop
 from ._coalescing import KindStats
 from ._failures import translated
@@ -312,6 +312,7 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
+    leave_lite_to_parent()
     # The parent's threads hold them.
     _lines.clear()
     _opening.clear()
