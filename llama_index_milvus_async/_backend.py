@@ -30,7 +30,7 @@ from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
 from ._rows import decoded
 from ._single_attempt import single_attempts
 from ._slices import Slices
-from .errors import RowError, ServerError
+from .errors import RequestTimeoutError, RowError, ServerError, UnreachableError
 from .sparse import SparseEncoder
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ MAX_QUEUED_BYTES = 64 * 2**20
 
 # Milvus' code for a collection that is not in memory: it was released, or its server restarted.
 _NOT_LOADED = 101
+# Times that a request has it loaded: a server may restart again meanwhile.
+_MOST_LOADS = 3
 
 # Of coalesced requests: it is the coalescer that sends them again.
 _ONE_ATTEMPT = {"repeatedly": False}
@@ -78,6 +80,9 @@ _READ = {_search_response.HITS_ON_DEMAND: True, **_ONE_ATTEMPT}
 
 #: Seconds after which the turn of another is taken for abandoned: its loop has stopped for good.
 _LONGEST_TURN = 30.0
+#: Seconds after which Milvus Lite has done what it was asked for over a connection that was lost:
+#: of the requests that we send, the largest take it a tenth of that.
+_SETTLES_AFTER = 0.5
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -134,6 +139,12 @@ class Backend(ABC):
     async def _wait_for(self, turn: Turn, turns: Turns) -> None:
         """Wait for a turn, and not longer than one may take."""
 
+    async def _take(self, turn: Turn, turns: Turns) -> None:
+        """Wait for a turn, and until what went before has settled."""
+        await self._wait_for(turn, turns)
+        if rest := turns.rest():
+            await self._sleep(rest)
+
     async def _call(
         self,
         method: str,
@@ -152,20 +163,25 @@ class Backend(ABC):
 
         async def attempt(left: float | None) -> Any:
             stood: list[tuple[Turns, Turn]] = []
+            rest = 0.0
             try:
                 for turns, shared in lines:
                     turn = turns.ask(self._loop, shared=shared)
                     stood.append((turns, turn))
-                    wait = partial(self._wait_for, turn, turns)
+                    wait = partial(self._take, turn, turns)
                     if _insert_message.CHECKED_ROWS in kwargs:
                         # Packing takes as long as sending does.
                         kwargs[_insert_message.BEFORE_SENDING] = wait
                     else:
                         await wait()
                 return await self._attempt(method, args, left, kwargs)
+            except BaseException as error:
+                if _may_go_on(error) and all(turn.done() for _, turn in stood):
+                    rest = _SETTLES_AFTER
+                raise
             finally:
                 for turns, turn in stood:
-                    turns.leave(turn)
+                    turns.leave(turn, rest=rest)
 
         await self._connect()
         if not repeatedly:
@@ -426,13 +442,14 @@ class Backend(ABC):
 
     async def _loaded(self, name: str, request: Callable[[], Awaitable[T]]) -> T:
         """Make a request that needs the collection in memory; load it where it is no longer."""
-        try:
-            return await request()
-        except ServerError as error:
-            if error.code != _NOT_LOADED:
-                raise
-        logger.info("loading collection %r again", name)
-        await self.load_collection(name)
+        for _ in range(_MOST_LOADS):
+            try:
+                return await request()
+            except ServerError as error:
+                if error.code != _NOT_LOADED:
+                    raise
+            logger.info("loading collection %r again", name)
+            await self.load_collection(name)
         return await request()
 
     async def get_by_ids(
@@ -879,6 +896,13 @@ class AsyncBackend(Backend):
         texts = [text for item in items for text in item]
         vectors = iter(await encoder.aencode(texts, queries=queries))
         return [[next(vectors) for _ in item] for item in items]
+
+
+def _may_go_on(error: BaseException) -> bool:
+    """Whether the server may still be at what a request asked for when its caller was told."""
+    if isinstance(error, (UnreachableError, RequestTimeoutError)):
+        return not error.nothing_done
+    return not isinstance(error, Exception)  # cancelled, interrupted
 
 
 def _is_separable(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 
@@ -39,6 +40,7 @@ class Turns:
         # Reentrant: the garbage collector may end a forgotten coroutine, which leaves, anywhere.
         self._lock = threading.RLock()
         self._line: deque[Turn] = deque()  # whose turn it is, then those who wait
+        self._rests_until = 0.0
 
     def ask(self, loop: asyncio.AbstractEventLoop | None, *, shared: bool = False) -> Turn:
         """Stand in line."""
@@ -48,12 +50,22 @@ class Turns:
             self._admit()
         return turn
 
-    def leave(self, turn: Turn) -> None:
-        """End a turn, or the wait for it."""
+    def leave(self, turn: Turn, *, rest: float = 0.0) -> None:
+        """End a turn, or the wait for it.
+
+        Args:
+            turn: The turn.
+            rest: Seconds that the next ones should wait before they begin.
+        """
         with self._lock:
+            self._rests_until = max(self._rests_until, time.monotonic() + rest)
             turn.cancel()
             self._line.remove(turn)
             self._admit()
+
+    def rest(self) -> float:
+        """Seconds for which whoever has a turn should not begin."""
+        return max(0.0, self._rests_until - time.monotonic())
 
     def has(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether one of the line needs this loop to go on."""

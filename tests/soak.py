@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import os
 import random
@@ -111,7 +112,6 @@ class Worker:
     engine: str
     tally: Tally
     rows: dict[str, frozenset[State]] = field(default_factory=dict)
-    vectors: dict[str, list[float]] = field(default_factory=dict)
     history: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -154,7 +154,7 @@ class Worker:
     def remember(self, ids: Sequence[str], since: float, what: str) -> None:
         for node_id in ids:
             told = f"{since:.3f}-{self.tally.seconds():.3f} {what}"
-            self.history.setdefault(node_id, []).append(told)
+            self.history[node_id] = [*self.history.get(node_id, [])[-3:], told]
 
     def certain(self, *, present: bool, most: int) -> list[str]:
         ids = [i for i, s in self.rows.items() if len(s) == 1 and (ABSENT not in s) == present]
@@ -193,14 +193,10 @@ class Worker:
         return ([], ids, []) if self.repeatable else ([], [], ids)
 
     def node(self, node_id: str, version: str) -> TextNode:
-        if node_id not in self.vectors:
-            vector = [self.random.gauss(0, 1) for _ in range(DIM)]
-            norm = sum(x * x for x in vector) ** 0.5
-            self.vectors[node_id] = [x / norm for x in vector]
         return TextNode(
             id_=node_id,
             text=version,
-            embedding=self.vectors[node_id],
+            embedding=vector_of(node_id),
             relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"doc-{node_id}")},
         )
 
@@ -238,9 +234,7 @@ class Worker:
 
     async def query(self) -> None:
         ids = self.certain(present=True, most=self.random.choice((1, 1, 4)))
-        queries = [
-            VectorStoreQuery(query_embedding=self.vectors[i], similarity_top_k=1) for i in ids
-        ]
+        queries = [VectorStoreQuery(query_embedding=vector_of(i), similarity_top_k=1) for i in ids]
         if not queries:
             return
         if len(queries) == 1:
@@ -251,6 +245,14 @@ class Worker:
         if error is None and [result.ids for result in results] != [[i] for i in ids]:
             told = [result.ids for result in results]
             self.tally.wrong.append(f"query for {ids} found {told}")
+
+
+def vector_of(node_id: str) -> list[float]:
+    """The vector of a row, unlike those of all others."""
+    numbers = random.Random(node_id)
+    vector = [numbers.gauss(0, 1) for _ in range(DIM)]
+    norm = sum(x * x for x in vector) ** 0.5
+    return [x / norm for x in vector]
 
 
 class Troublemaker:
@@ -394,6 +396,8 @@ class Held:
     @classmethod
     def now(cls) -> Held:
         gc.collect()
+        with suppress(OSError, AttributeError):  # of glibc
+            ctypes.CDLL(None).malloc_trim(0)
         names = [thread.name for thread in threading.enumerate()]
         channels = (grpc.Channel, grpc.aio.Channel)
         return cls(
@@ -530,6 +534,7 @@ def soak(seconds: float, engine: str, directory: Path) -> bool:
         workers, tasks = run_workers(mortal, tally, seconds, names, trouble=True)
         result = compare(mortal.server.uri, names, workers)
         mortal.proxy.cut()
+        workers.clear()  # their ledgers are not what is measured
         lines, well = report(tally, result, tasks, before, settled(before))
         log = mortal.server.log.read_text(errors="replace")
         told = [line[:300] for line in log.splitlines() if "WAL recovery" in line]

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
+from llama_index_milvus_async._backend import _SETTLES_AFTER
 from llama_index_milvus_async._turns import Turns
 from tests.fixtures.stores import make_nodes
 
@@ -28,6 +29,15 @@ def test_one_has_its_turn_after_the_other():
     assert done(second, third) == [True, False]
     line.leave(second)
     assert done(third) == [True]
+
+
+def test_a_turn_may_be_followed_by_a_rest():
+    line = Turns()
+    line.leave(line.ask(None), rest=0.2)
+    assert done(line.ask(None)) == [True]
+    assert 0 < line.rest() <= 0.2
+    time.sleep(0.2)
+    assert line.rest() == 0
 
 
 def test_those_who_share_have_their_turns_together_and_do_not_overtake():
@@ -205,3 +215,16 @@ async def test_reads_see_all_rows_while_milvus_lite_flushes(make_store, colour):
         await asyncio.sleep(0)
     await writing
     assert reads > 10
+
+
+@pytest.mark.engines("lite")
+async def test_a_write_whose_answer_is_lost_is_waited_for(faulty, make_store, coloured):
+    """Milvus Lite may still be at it, and does not bear two at a time."""
+    store = coloured(make_store(uri=faulty.proxy.uri))
+    [first, second] = make_nodes(2)
+    await store.add([first])
+    faulty.proxy.trap("Insert", at="request", do=faulty.proxy.cut)
+    began = time.monotonic()
+    await store.add([second])
+    assert time.monotonic() - began >= _SETTLES_AFTER
+    assert len(await store.get_nodes([first.node_id, second.node_id])) == 2
