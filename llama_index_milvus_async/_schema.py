@@ -74,6 +74,7 @@ class VectorField:
         function: The function that computes it of texts; `None` where the store writes it.
         reads: The columns that the function of an existing collection has to read; `None` where
             any will do.
+        in_dense_fields: Whether `dense_fields` names it.
     """
 
     name: str
@@ -83,6 +84,13 @@ class VectorField:
     index_config: Mapping[str, Any]
     function: Function | None = None
     reads: Sequence[str] | None = None
+    in_dense_fields: bool = False
+
+    def setting(self, argument: str, key: str, value: object) -> str:
+        """An argument of the store, or a key of `dense_fields`, as one writes it."""
+        if self.in_dense_fields:
+            return f"dense_fields={{{self.name!r}: {{{key!r}: {value!r}}}}}"
+        return f"{argument}={value!r}"
 
     @property
     def is_sparse(self) -> bool:
@@ -439,8 +447,8 @@ def check_layout(layout: Layout, settings: CollectionSettings) -> None:
             f"primary key {primary.name!r}", primary.type.name, "VARCHAR or INT64", "Use another"
         )
 
-    for position, field in enumerate(settings.dense):
-        _check_dense_field(field, "dense_fields" if position else "embedding_field", layout, refuse)
+    for field in settings.dense:
+        _check_dense_field(field, layout, refuse)
     if settings.sparse is not None:
         _check_sparse_field(settings.sparse, layout, refuse)
     _check_text_fields(layout, settings, refuse)
@@ -457,7 +465,8 @@ def check_layout(layout: Layout, settings: CollectionSettings) -> None:
             )
 
 
-def _check_dense_field(field: VectorField, argument: str, layout: Layout, refuse: Any) -> None:
+def _check_dense_field(field: VectorField, layout: Layout, refuse: Any) -> None:
+    argument = "dense_fields" if field.in_dense_fields else "embedding_field"
     column = layout.columns.get(field.name)
     vectors = [c.name for c in layout.columns.values() if c.type in DENSE_METRICS]
     if column is None or column.type is not field.type:
@@ -471,8 +480,9 @@ def _check_dense_field(field: VectorField, argument: str, layout: Layout, refuse
         refuse(
             f"vector field {column.name!r}",
             f"dimension {column.dim}",
-            f"dim={field.dim}",
-            f"Pass dim={column.dim} and an embedding model of that dimension",
+            field.setting("dim", "dim", field.dim),
+            f"Pass {field.setting('dim', 'dim', column.dim)} and an embedding model of that "
+            "dimension",
         )
 
 
@@ -541,8 +551,9 @@ def check_metric(index: Mapping[str, Any], field: VectorField, collection_name: 
     if found.upper() != asked.upper():
         raise CollectionError(
             f"Collection {collection_name!r}, index of {field.name!r}: found metric {found}, asked "
-            f"for similarity_metric={asked!r}. Pass similarity_metric={found!r}, or drop the "
-            "index so that it is built anew."
+            f"for {field.setting('similarity_metric', 'metric_type', asked)}. Pass "
+            f"{field.setting('similarity_metric', 'metric_type', found)}, or drop the index so "
+            "that it is built anew."
         )
 
 

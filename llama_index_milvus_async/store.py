@@ -384,7 +384,8 @@ class MilvusVectorStore(BasePydanticVectorStore):
         for name, settings in self.dense_fields.items():
             config = {k: v for k, v in settings.items() if k not in ("dim", "type")}
             kind, metric = settings["type"], settings["metric_type"]
-            dense.append(VectorField(name, kind, settings["dim"], metric, config))
+            dim = settings["dim"]
+            dense.append(VectorField(name, kind, dim, metric, config, in_dense_fields=True))
         if self.enable_sparse:
             kind, config = DataType.SPARSE_FLOAT_VECTOR, self.sparse_index_config
             metric = "BM25" if self._function is not None else "IP"

@@ -194,16 +194,6 @@ def test_the_sign_of_zero_and_subnormal_numbers_are_kept(kind: DataType) -> None
     assert (math.copysign(1, nothing), nothing) == (-1.0, 0.0)
 
 
-@pytest.mark.xfail(strict=True, reason="a 64-bit number is rounded twice, to 32 bits first")
-@pytest.mark.parametrize(
-    ("kind", "value"),
-    [(FLOAT16, 1 + 2.0**-11 + 2.0**-30), (BFLOAT16, 1 + 2.0**-8 + 2.0**-30)],
-    ids=["FLOAT16", "BFLOAT16"],
-)
-def test_a_64_bit_number_is_rounded_once(kind: DataType, value: float) -> None:
-    assert stored([value], kind) == [nearest(value, kind)]
-
-
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
