@@ -29,6 +29,7 @@ _is_single: ContextVar[bool] = ContextVar("is_single", default=False)
 READS = (
     "describe_collection",
     "describe_index",
+    "get_flush_state",
     "get_load_state",
     "get_loading_progress",
     "get_server_version",
