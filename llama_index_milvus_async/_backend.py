@@ -25,7 +25,7 @@ from . import _insert_message, _search_response, _single_attempt
 from ._address import connect_timeout
 from ._coalescing import Coalescer, Kind
 from ._failures import is_refusal_of_data, translated
-from ._persistence import after_attempts, block, may_repeat, persist
+from ._persistence import after_attempts, block, may_repeat, persist, time_left
 from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
 from ._rows import decoded
 from ._single_attempt import single_attempts
@@ -263,9 +263,9 @@ class Backend(ABC):
         state = await self._call("get_load_state", name, timeout=None)
         return bool(state["state"] == LoadState.Loaded)
 
-    async def load_collection(self, name: str) -> None:
+    async def load_collection(self, name: str, timeout: float | None = None) -> None:
         """Load a collection and wait until it can be searched."""
-        await self._call("load_collection", name, timeout=None)
+        await self._call("load_collection", name, timeout=timeout)
 
     async def release_collection(self, name: str) -> None:
         """Release a collection from memory."""
@@ -320,11 +320,10 @@ class Backend(ABC):
             name,
             filter=expression,
             partition_name=partition_name,
-            timeout=timeout,
             **options,
         )
         try:
-            await self._loaded(name, delete)
+            await self._loaded(name, delete, timeout)
         finally:
             # Also after a failure: the server may have deleted all the same.
             self._connections.note_delete(name)
@@ -352,10 +351,9 @@ class Backend(ABC):
             output_fields=list(output_fields),
             partition_names=_list(partition_names),
             consistency_level=self._connections.read_level(name, consistency_level),
-            timeout=timeout,
             **options,
         )
-        return decoded(await self._loaded(name, read))
+        return decoded(await self._loaded(name, read, timeout))
 
     async def search(
         self, request: Search, vectors: Sequence[Sequence[float]], timeout: float | None
@@ -382,11 +380,10 @@ class Backend(ABC):
             output_fields=list(request.output_fields),
             partition_names=_list(request.partition_names),
             consistency_level=request.consistency_level,
-            timeout=timeout,
             **dict(request.options),
             **options,
         )
-        found: list[Any] = await self._loaded(request.collection_name, read)
+        found: list[Any] = await self._loaded(request.collection_name, read, timeout)
         return found
 
     async def hybrid_search(
@@ -422,11 +419,10 @@ class Backend(ABC):
             output_fields=list(request.output_fields),
             partition_names=_list(request.partition_names),
             consistency_level=request.consistency_level,
-            timeout=timeout,
             **dict(request.options),
             **options,
         )
-        found: list[Any] = await self._loaded(request.collection_name, read)
+        found: list[Any] = await self._loaded(request.collection_name, read, timeout)
         return found
 
     @abstractmethod
@@ -440,17 +436,23 @@ class Backend(ABC):
             Exception: What the encoder raised.
         """
 
-    async def _loaded(self, name: str, request: Callable[[], Awaitable[T]]) -> T:
-        """Make a request that needs the collection in memory; load it where it is no longer."""
+    async def _loaded(
+        self, name: str, request: Callable[..., Awaitable[T]], timeout: float | None
+    ) -> T:
+        """Make a request that needs the collection in memory; load it where it is no longer.
+
+        `timeout` is for all of it.
+        """
+        left = time_left(self._connections.timeout if timeout is None else timeout)
         for _ in range(_MOST_LOADS):
             try:
-                return await request()
+                return await request(timeout=left())
             except ServerError as error:
                 if error.code != _NOT_LOADED:
                     raise
             logger.info("loading collection %r again", name)
-            await self.load_collection(name)
-        return await request()
+            await self.load_collection(name, left())
+        return await request(timeout=left())
 
     async def get_by_ids(
         self, request: GetByIds, ids: Sequence[str], timeout: float | None
@@ -469,10 +471,9 @@ class Backend(ABC):
             output_fields=list(request.output_fields),
             partition_names=_list(request.partition_names),
             consistency_level=request.consistency_level,
-            timeout=timeout,
             **options,
         )
-        return decoded(await self._loaded(request.collection_name, read))
+        return decoded(await self._loaded(request.collection_name, read, timeout))
 
     async def delete_documents(
         self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
@@ -836,9 +837,10 @@ class AsyncBackend(Backend):
         the server refused. Deleting again is harmless, and the blocking client does report
         errors. (The answer is never false, even where it is shown as `{}`; some are lists of ids.)
         """
+        left = time_left(options["timeout"])
         deleted = await super()._delete(name, **options)
         if isinstance(deleted, Mapping) and not deleted.get("delete_count"):
-            again = SyncBackend(self._connections)._delete(name, **options)
+            again = SyncBackend(self._connections)._delete(name, **{**options, "timeout": left()})
             deleted = await asyncio.to_thread(run_sync, again)
         return deleted
 

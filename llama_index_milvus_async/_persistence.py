@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -27,6 +26,14 @@ _LEAST_TIME = 0.001
 async def block(seconds: float) -> None:
     """Wait without an event loop."""
     time.sleep(seconds)  # noqa: ASYNC251
+
+
+def time_left(timeout: float | None) -> Callable[[], float | None]:
+    """A function that says how many seconds of a time-out are left: some always are."""
+    if timeout is None:
+        return lambda: None
+    ends = time.monotonic() + timeout
+    return lambda: max(_LEAST_TIME, ends - time.monotonic())
 
 
 def may_repeat(error: Exception, repeatable: bool) -> bool:
@@ -76,20 +83,19 @@ async def persist(
     Raises:
         ServerError: That of the last attempt, or of an earlier one that says more.
     """
-    ends = math.inf if timeout is None else time.monotonic() + timeout
-    left, failures = timeout, 0
+    left, failures = time_left(timeout), 0
     told: Exception | None = None
     while True:
         try:
-            return await attempt(left)
+            return await attempt(left())
         except ServerError as error:
             failures += 1
             told = after_attempts(told, error)
             pause = pause_after(failures)
-            last = failures > MAX_RESENDS if timeout is None else time.monotonic() + pause >= ends
+            seconds = left()
+            last = failures > MAX_RESENDS if seconds is None else pause >= seconds
             if last or not may_repeat(error, repeatable):
                 if told is error:
                     raise
                 raise told from told.__cause__
         await sleep(pause)
-        left = None if timeout is None else max(_LEAST_TIME, ends - time.monotonic())
