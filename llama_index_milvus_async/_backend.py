@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,15 +23,15 @@ from pymilvus.milvus_client.index import IndexParams
 
 from . import _insert_message, _search_response, _single_attempt
 from ._address import connect_timeout
-from ._coalescing import Coalescer, Kind
+from ._coalescing import Coalescer, Kind, NotUnderWayError
 from ._failures import is_refusal_of_data, translated
 from ._persistence import after_attempts, block, may_repeat, persist, time_left
 from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
 from ._rows import decoded
 from ._single_attempt import single_attempts
 from ._slices import Slices
-from .errors import RequestTimeoutError, RowError, ServerError, UnreachableError
-from .sparse import SparseEncoder
+from .errors import FilterError, RequestTimeoutError, RowError, ServerError, UnreachableError
+from .sparse import SparseEncoder, gather_or_cancel
 
 if TYPE_CHECKING:
     from ._connections import Connections
@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Item = TypeVar("Item")
 Read = TypeVar("Read", Search, HybridSearch, GetByIds)
+
+# Says how many seconds are left, `None` without a time-out.
+_Left = Callable[[], float | None]
 
 #: Most bytes of one insert, estimated. Far below the 64 MiB that a server takes: pymilvus packs a
 #: request in one go, and this much takes it about 10 ms, for which the event loop stands still.
@@ -73,12 +76,16 @@ _NOT_LOADED = 101
 # Times that a request has it loaded: a server may restart again meanwhile.
 _MOST_LOADS = 3
 
+# Errors of an encoder that may be the fault of one text.
+_ERRORS_OF_A_TEXT = (ValueError, TypeError, LookupError, ArithmeticError)
+
 # Of coalesced requests: it is the coalescer that sends them again.
 _ONE_ATTEMPT = {"repeatedly": False}
 # Of coalesced searches: hits are read here.
 _READ = {_search_response.HITS_ON_DEMAND: True, **_ONE_ATTEMPT}
 
-#: Seconds after which the turn of another is taken for abandoned: its loop has stopped for good.
+#: Seconds in which nobody has left a line, after which the turns in it are taken for abandoned:
+#: their loop has stopped for good.
 _LONGEST_TURN = 30.0
 #: Seconds after which Milvus Lite has done what it was asked for over a connection that was lost:
 #: of the requests that we send, the largest take it a tenth of that.
@@ -128,7 +135,7 @@ class Backend(ABC):
         """Connect where there is no connection yet."""
 
     @abstractmethod
-    async def _attempt(self, method: str, args: Any, timeout: float | None, kwargs: Any) -> Any:
+    async def _attempt(self, method: str, args: Any, left: _Left, kwargs: Any) -> Any:
         """Call a method of the pymilvus client once."""
 
     @abstractmethod
@@ -136,12 +143,25 @@ class Backend(ABC):
         """Wait."""
 
     @abstractmethod
-    async def _wait_for(self, turn: Turn, turns: Turns) -> None:
-        """Wait for a turn, and not longer than one may take."""
+    async def _wait_for(self, turn: Turn, turns: Turns, seconds: float) -> None:
+        """Wait for a turn for some seconds."""
 
-    async def _take(self, turn: Turn, turns: Turns) -> None:
-        """Wait for a turn, and until what went before has settled."""
-        await self._wait_for(turn, turns)
+    async def _take(self, turn: Turn, turns: Turns, left: _Left) -> None:
+        """Wait for a turn, and until what went before has settled.
+
+        Raises:
+            NotUnderWayError: The time was over before.
+        """
+        while not turn.done():
+            moves, seconds = turns.moves, left()
+            if seconds is not None and seconds < _LONGEST_TURN:
+                await self._wait_for(turn, turns, seconds)
+                if not turn.done():
+                    raise NotUnderWayError("others had their turns")
+            else:
+                await self._wait_for(turn, turns, _LONGEST_TURN)
+                if not turn.done():
+                    turns.skip(moves)
         if rest := turns.rest():
             await self._sleep(rest)
 
@@ -161,19 +181,21 @@ class Backend(ABC):
         timeout = self._connections.timeout if timeout is None else timeout
         lines = self._connections.lines(method, *args)
 
-        async def attempt(left: float | None) -> Any:
+        async def attempt(seconds: float | None) -> Any:
+            left = time_left(seconds)
             stood: list[tuple[Turns, Turn]] = []
             rest = 0.0
             try:
                 for turns, shared in lines:
                     turn = turns.ask(self._loop, shared=shared)
                     stood.append((turns, turn))
-                    wait = partial(self._take, turn, turns)
+                    wait = partial(self._take, turn, turns, left)
                     if _insert_message.CHECKED_ROWS in kwargs:
                         # Packing takes as long as sending does.
                         kwargs[_insert_message.BEFORE_SENDING] = wait
                     else:
-                        await wait()
+                        with translated(method, self._connections.address):
+                            await wait()
                 return await self._attempt(method, args, left, kwargs)
             except BaseException as error:
                 if _may_go_on(error) and all(turn.done() for _, turn in stood):
@@ -509,20 +531,22 @@ class SyncBackend(Backend):
     async def _connect(self) -> object:
         return self._connections.sync_client()
 
-    async def _attempt(self, method: str, args: Any, timeout: float | None, kwargs: Any) -> Any:
+    async def _attempt(self, method: str, args: Any, left: _Left, kwargs: Any) -> Any:
         client = self._connections.sync_client()
         with translated(method, self._connections.address), single_attempts():
-            return getattr(client, method)(*args, timeout=timeout, **kwargs)
+            return getattr(client, method)(*args, timeout=left(), **kwargs)
 
     async def _sleep(self, seconds: float) -> None:
         await block(seconds)
 
-    async def _wait_for(self, turn: Turn, turns: Turns) -> None:
-        # A turn on the loop that this call holds could not end before the call does.
+    async def _wait_for(self, turn: Turn, turns: Turns, seconds: float) -> None:
         loop = running_loop()
-        if loop is None or not turns.has(loop):
-            with suppress(FutureTimeoutError):
-                turn.result(_LONGEST_TURN)
+        if loop is not None and turns.has(loop):
+            # A turn on the loop that this call holds could not end before the call does.
+            turns.leave(turn)
+            return
+        with suppress(FutureTimeoutError):
+            turn.result(seconds)
 
     async def once(self, once: Once[T]) -> T:
         return once.get()
@@ -647,7 +671,7 @@ class AsyncBackend(Backend):
             MAX_ENCODED,
             MAX_QUEUED_BYTES,
             # One text may be at fault; where a service is away, all of them would be asked again.
-            is_separable=lambda error: not isinstance(error, (OSError, asyncio.TimeoutError)),
+            is_separable=lambda error: isinstance(error, _ERRORS_OF_A_TEXT),
             may_resend=lambda key, error: False,
             max_in_flight=1,
         )
@@ -666,6 +690,7 @@ class AsyncBackend(Backend):
         if self._client is not None and self._connected and not self._client.closed:
             return self._client
         connections = self._connections
+        connections.check_open()
 
         async def attempt(left: float | None) -> LoopClient:
             with translated("connect", connections.address):
@@ -675,6 +700,12 @@ class AsyncBackend(Backend):
                     self._client = self._client or client
                 client = self.client()
                 await client.__aenter__()
+                if connections.closed or client is not self._client:
+                    # It was closed while it had no channel yet that could be.
+                    self._client = None if client is self._client else self._client
+                    await client.close()
+                    connections.check_open()
+                    return await attempt(left)
                 return client
 
         timeout = connect_timeout(connections.timeout)
@@ -696,22 +727,70 @@ class AsyncBackend(Backend):
     async def _connect(self) -> LoopClient:
         return await self.connect()
 
-    async def _attempt(self, method: str, args: Any, timeout: float | None, kwargs: Any) -> Any:
+    async def _attempt(self, method: str, args: Any, left: _Left, kwargs: Any) -> Any:
         self._calls += 1
         try:
             client = await self.connect()
-            async with self._in_flight:
+            async with AsyncExitStack() as stack:
+                take_turn = kwargs.get(_insert_message.BEFORE_SENDING)
+
+                async def take_slot() -> None:
+                    # After the turn, as all requests do, or two would wait for each other.
+                    if take_turn is not None:
+                        await take_turn()
+                    await stack.enter_async_context(self._slot(left))
+                    if client.closed:
+                        raise _lost(method, nothing_done=True)
+
                 with translated(method, self._connections.address), single_attempts():
-                    return await getattr(client, method)(*args, timeout=timeout, **kwargs)
+                    if take_turn is None:
+                        await take_slot()
+                    else:
+                        kwargs[_insert_message.BEFORE_SENDING] = take_slot
+                    return await self._request(client, method, args, left(), kwargs)
         finally:
             self._calls -= 1
+
+    async def _request(
+        self, client: LoopClient, method: str, args: Any, timeout: float | None, kwargs: Any
+    ) -> Any:
+        try:
+            return await getattr(client, method)(*args, timeout=timeout, **kwargs)
+        except asyncio.CancelledError:
+            # gRPC cancels what is under way when its channel is closed, and not our task.
+            if not client.closed or _is_cancelled():
+                raise
+            raise _lost(method, nothing_done=method in _single_attempt.READS) from None
+
+    @asynccontextmanager
+    async def _slot(self, left: _Left) -> AsyncIterator[None]:
+        """One of the requests in flight.
+
+        Raises:
+            NotUnderWayError: The time was over before.
+        """
+        if self._in_flight.locked():
+            acquiring = asyncio.ensure_future(self._in_flight.acquire())
+            try:
+                await asyncio.wait([acquiring], timeout=left())
+            except asyncio.CancelledError:
+                if not acquiring.cancel():
+                    self._in_flight.release()
+                raise
+            if acquiring.cancel():
+                raise NotUnderWayError("others were under way")
+        else:
+            await self._in_flight.acquire()
+        try:
+            yield
+        finally:
+            self._in_flight.release()
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def _wait_for(self, turn: Turn, turns: Turns) -> None:
-        if not turn.done():
-            await asyncio.wait([asyncio.wrap_future(turn)], timeout=_LONGEST_TURN)
+    async def _wait_for(self, turn: Turn, turns: Turns, seconds: float) -> None:
+        await asyncio.wait([asyncio.wrap_future(turn)], timeout=seconds)
 
     async def once(self, once: Once[T]) -> T:
         return await once.aget()
@@ -815,7 +894,8 @@ class AsyncBackend(Backend):
         ids = dict.fromkeys(node_id for item in items for node_id in item)
         by_id: dict[str, list[Mapping[str, Any]]] = {node_id: [] for node_id in ids}
         for row in await self._get_by_ids(request, list(ids), timeout, **_ONE_ATTEMPT):
-            by_id[str(row[request.primary_key])].append(row)
+            # Milvus has numbers that are asked for as "7" and as "007".
+            by_id.setdefault(str(row[request.primary_key]), []).append(row)
         return [[row for node_id in item for row in by_id[node_id]] for item in items]
 
     async def delete_documents(
@@ -878,13 +958,11 @@ class AsyncBackend(Backend):
         self, encoder: SparseEncoder, texts: Sequence[str], *, queries: bool
     ) -> Sequence[Any]:
         chunks = [texts[i : i + MAX_ENCODED] for i in range(0, len(texts), MAX_ENCODED)]
-        encoded = await asyncio.gather(
-            *(
-                self.coalescer.submit(
-                    self._encodings, (encoder, queries), chunk, weight=len(chunk), timeout=None
-                )
-                for chunk in chunks
+        encoded = await gather_or_cancel(
+            self.coalescer.submit(
+                self._encodings, (encoder, queries), chunk, weight=len(chunk), timeout=None
             )
+            for chunk in chunks
         )
         return [vector for vectors in encoded for vector in vectors]
 
@@ -900,6 +978,18 @@ class AsyncBackend(Backend):
         return [[next(vectors) for _ in item] for item in items]
 
 
+def _lost(method: str, *, nothing_done: bool) -> UnreachableError:
+    """The error of a request whose client was closed."""
+    error = UnreachableError(method, "the client was closed before the answer")
+    error.nothing_done = nothing_done
+    return error
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task was asked to end; Python 3.10 does not tell."""
+    return bool(getattr(asyncio.current_task(), "cancelling", int)())
+
+
 def _may_go_on(error: BaseException) -> bool:
     """Whether the server may still be at what a request asked for when its caller was told."""
     if isinstance(error, (UnreachableError, RequestTimeoutError)):
@@ -909,7 +999,7 @@ def _may_go_on(error: BaseException) -> bool:
 
 def _is_separable(error: Exception) -> bool:
     """Whether some callers of a coalesced request may be spared an error that others cause."""
-    return is_refusal_of_data(error) or isinstance(error, RowError)
+    return is_refusal_of_data(error) or isinstance(error, (FilterError, RowError))
 
 
 def _may_resend(request: Any, error: Exception) -> bool:

@@ -197,7 +197,11 @@ class Connections:
 
     def note_delete(self, collection_name: str) -> None:
         """Remember that this process has just deleted from a collection."""
-        _deleted_at[self._key(collection_name)] = time.monotonic()
+        now = time.monotonic()
+        for key, deleted_at in list(_deleted_at.items()):
+            if now - deleted_at > DELETE_SETTLES_AFTER:
+                _deleted_at.pop(key, None)
+        _deleted_at[self._key(collection_name)] = now
 
     def read_level(self, collection_name: str, level: str) -> str:
         """The consistency level that a read has to ask for, to mean `level`."""

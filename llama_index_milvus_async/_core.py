@@ -369,7 +369,7 @@ class Core:
         ids: dict[str, list[str]] = {"written": [], "not_written": [], "unknown": []}
         for batch, outcome in zip(batches, outcomes, strict=True):
             ids[_fate(outcome)].extend(row.node_id for row in batch)
-        first = failures[0]
+        first = next((one for one in failures if isinstance(one, ServerError)), failures[0])
         if ids["unknown"] and not repeatable:
             lost = next(error for error in failures if _fate(error) == "unknown")
             assert isinstance(lost, ServerError)
@@ -669,9 +669,11 @@ async def _in_parts(
 
 def _fate(outcome: Exception | bool) -> str:
     """What has become of the rows of a batch: written, not_written or unknown."""
-    if isinstance(outcome, (UnreachableError, RequestTimeoutError)):
-        return "not_written" if outcome.nothing_done else "unknown"
-    return "written" if outcome is True else "not_written"
+    if outcome is True:
+        return "written"
+    if isinstance(outcome, ServerError) and not outcome.is_answer and not outcome.nothing_done:
+        return "unknown"
+    return "not_written"
 
 
 @contextmanager

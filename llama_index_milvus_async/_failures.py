@@ -52,8 +52,18 @@ _GRPC_ERRORS: dict[grpc.StatusCode, type[ServerError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.UNAVAILABLE: UnreachableError,
+    grpc.StatusCode.CANCELLED: UnreachableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: RequestTimeoutError,
 }
+# Of gRPC's statuses, those that leave open what a server has done.
+_NO_ANSWERS = (
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.DATA_LOSS,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+# What gRPC says where a proxy has given up a request.
+_GIVEN_UP = "RST_STREAM"
 
 
 @contextmanager
@@ -143,6 +153,8 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
             lost.nothing_done = nothing_done
             return lost
     kind = _GRPC_ERRORS.get(status) if status is not None else None
+    if status is grpc.StatusCode.INTERNAL and _GIVEN_UP in message:
+        kind = UnreachableError
     if kind is None and code in _PERMISSION_CODES:
         kind = PermissionDeniedError
     if kind is None and (
@@ -175,6 +187,8 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
             "one filter"
         )
     failure = (kind or ServerError)(operation, message, code)
+    if status in _NO_ANSWERS:
+        failure.is_answer = False
     failure.nothing_done = (
         nothing_done
         or kind is CertificateError

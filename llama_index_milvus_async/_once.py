@@ -6,9 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class _InterruptedError(Exception):
+    """Who made the value was interrupted."""
 
 
 class Once(Generic[T]):
@@ -26,27 +31,26 @@ class Once(Generic[T]):
         self._running: Future[T] | None = None
         self._done: Future[T] | None = None
 
-    @property
-    def value(self) -> T | None:
-        """The value, or `None` before it is made."""
-        return self._done.result() if self._done else None
-
     def get(self) -> T:
         """Return the value, making it in this thread or waiting for the thread that does."""
-        future, mine = self._claim()
-        if mine:
-            self._run(future)
-        return future.result()
+        while True:
+            future, mine = self._claim()
+            if mine:
+                self._run(future)
+            with suppress(_InterruptedError):
+                return future.result()
 
     async def aget(self) -> T:
         """Return the value, making it in a new thread or waiting for the thread that does."""
         if self._done:
             return self._done.result()
-        future, mine = self._claim()
-        if mine:
-            name = "llama-index-milvus-async-ready"
-            threading.Thread(target=self._run, args=(future,), name=name, daemon=True).start()
-        return await asyncio.wrap_future(future)
+        while True:
+            future, mine = self._claim()
+            if mine:
+                name = "llama-index-milvus-async-ready"
+                threading.Thread(target=self._run, args=(future,), name=name, daemon=True).start()
+            with suppress(_InterruptedError):
+                return await asyncio.wrap_future(future)
 
     def _claim(self) -> tuple[Future[T], bool]:
         with self._lock:
@@ -65,7 +69,12 @@ class Once(Generic[T]):
         except BaseException as error:
             with self._lock:
                 self._running = None
-            future.set_exception(error)
+            if isinstance(error, Exception):
+                future.set_exception(error)
+                return
+            # Ctrl-C is for the thread that it was sent to; others make the value themselves.
+            future.set_exception(_InterruptedError())
+            raise
         else:
             future.set_result(value)
             with self._lock:

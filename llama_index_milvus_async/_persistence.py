@@ -14,6 +14,7 @@ from .errors import (
     LiteFileError,
     RequestTimeoutError,
     ServerError,
+    StoreClosedError,
     UnreachableError,
 )
 
@@ -54,6 +55,8 @@ def may_repeat(error: Exception, repeatable: bool) -> bool:
 
 def after_attempts(earlier: Exception | None, last: Exception) -> Exception:
     """What to tell of several attempts: nothing was done if none of them has done anything."""
+    if isinstance(earlier, ServerError) and isinstance(last, StoreClosedError):
+        return last if earlier.nothing_done else earlier
     if not isinstance(earlier, ServerError) or not isinstance(last, ServerError):
         return last
     told = last
@@ -88,7 +91,7 @@ async def persist(
     while True:
         try:
             return await attempt(left())
-        except ServerError as error:
+        except (ServerError, StoreClosedError) as error:
             failures += 1
             told = after_attempts(told, error)
             pause = pause_after(failures)

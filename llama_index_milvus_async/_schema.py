@@ -550,8 +550,8 @@ def check_metric(index: Mapping[str, Any], field: VectorField, collection_name: 
     found = str(index.get("metric_type", asked))
     if found.upper() != asked.upper():
         raise CollectionError(
-            f"Collection {collection_name!r}, index of {field.name!r}: found metric {found}, asked "
-            f"for {field.setting('similarity_metric', 'metric_type', asked)}. Pass "
+            f"Collection {collection_name!r}, index of {field.name!r}: found metric {found}, "
+            f"asked for {field.setting('similarity_metric', 'metric_type', asked)}. Pass "
             f"{field.setting('similarity_metric', 'metric_type', found)}, or drop the index so "
             "that it is built anew."
         )

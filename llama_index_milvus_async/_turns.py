@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextlib import suppress
 
 
 class Turn(Future[None]):
@@ -21,6 +22,11 @@ class Turn(Future[None]):
         super().__init__()
         self.loop = loop
         self.shared = shared
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether its caller will never leave."""
+        return self.loop is not None and self.loop.is_closed()
 
 
 class Turns:
@@ -41,6 +47,8 @@ class Turns:
         self._lock = threading.RLock()
         self._line: deque[Turn] = deque()  # whose turn it is, then those who wait
         self._rests_until = 0.0
+        #: Times that somebody has left.
+        self.moves = 0
 
     def ask(self, loop: asyncio.AbstractEventLoop | None, *, shared: bool = False) -> Turn:
         """Stand in line."""
@@ -60,8 +68,18 @@ class Turns:
         with self._lock:
             self._rests_until = max(self._rests_until, time.monotonic() + rest)
             turn.cancel()
-            self._line.remove(turn)
+            with suppress(ValueError):  # it was taken for abandoned
+                self._line.remove(turn)
+            self.moves += 1
             self._admit()
+
+    def skip(self, moves: int) -> None:
+        """Take the turns of now for abandoned, unless somebody has left since `moves`."""
+        with self._lock:
+            if self.moves == moves:
+                self._line = deque(turn for turn in self._line if not turn.done())
+                self.moves += 1
+                self._admit()
 
     def rest(self) -> float:
         """Seconds for which whoever has a turn should not begin."""
@@ -73,6 +91,8 @@ class Turns:
             return any(turn.loop is loop for turn in self._line)
 
     def _admit(self) -> None:
+        while self._line and self._line[0].is_abandoned:
+            self._line.popleft()
         for position, turn in enumerate(self._line):
             if position and not turn.shared:
                 break

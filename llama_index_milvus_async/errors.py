@@ -139,9 +139,11 @@ class ServerError(MilvusVectorStoreError, MilvusException):  # type: ignore[misc
         operation: The request that failed, e.g. `"insert"`.
         code: Milvus' own error code, 0 where there is none.
         nothing_done: Whether the request has certainly had no effect.
+        is_answer: Whether Milvus has answered, so that it has refused what it was asked for.
     """
 
     nothing_done = False
+    is_answer = True
 
     def __init__(self, operation: str, message: str, code: int = 0) -> None:
         MilvusException.__init__(self, code=code, message=message)
@@ -152,12 +154,14 @@ class ServerError(MilvusVectorStoreError, MilvusException):  # type: ignore[misc
         return f"{self.operation} failed{code}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {"nothing_done": self.nothing_done}
+        state = {"nothing_done": self.nothing_done, "is_answer": self.is_answer}
         return type(self), (self.operation, self.message, self.code), state
 
 
 class UnreachableError(ServerError, ConnectionError):
     """No connection to Milvus could be made, or it was lost."""
+
+    is_answer = False
 
 
 class CertificateError(UnreachableError):
@@ -178,6 +182,8 @@ class PermissionDeniedError(AuthenticationError):
 
 class RequestTimeoutError(ServerError, TimeoutError):
     """Milvus did not answer within `timeout` seconds."""
+
+    is_answer = False
 
 
 class PartialWriteError(ServerError):

@@ -455,11 +455,15 @@ def _encode_each(embedding: BaseSparseEmbedding, queries: list[str]) -> list[Any
 
 
 async def _aencode_each(embedding: BaseSparseEmbedding, queries: list[str]) -> list[Any]:
-    tasks = [asyncio.ensure_future(embedding.aget_query_embedding(query)) for query in queries]
+    return await gather_or_cancel(embedding.aget_query_embedding(query) for query in queries)
+
+
+async def gather_or_cancel(awaitables: Iterable[Awaitable[Result]]) -> list[Result]:
+    """Await all; where one fails, the others do not run on."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:
-        # Of the first one that fails; the others would run on.
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -121,6 +121,19 @@ async def test_bad_ones_fail_alone(make_store: MakeStore) -> None:
     assert len(await ids_in(store)) == 195
 
 
+async def test_an_id_that_cannot_be_asked_for_fails_alone(make_store: MakeStore) -> None:
+    store = make_store()
+    nodes = make_nodes(20)
+    await store.async_add(nodes)
+    ids = [node.node_id for node in nodes]
+    ids[3] = ids[17] = "\ud800"  # no UTF-8
+    outcomes = await asyncio.gather(
+        *(store.aget_nodes([node_id]) for node_id in ids), return_exceptions=True
+    )
+    failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)]
+    assert failed == [3, 17]
+
+
 async def test_what_the_server_refuses_fails_alone(make_store: MakeStore, raw: Any) -> None:
     """Only the server knows that a partition is missing, or what an expression lacks."""
     store = make_store()

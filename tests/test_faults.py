@@ -18,16 +18,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo
-from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+from llama_index.core.vector_stores.types import (
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+)
 
 from llama_index_milvus_async import MilvusVectorStore
+from llama_index_milvus_async._backend import _LONGEST_TURN
 from llama_index_milvus_async.errors import (
     MilvusVectorStoreError,
     PartialWriteError,
     RequestTimeoutError,
     ServerError,
+    StoreClosedError,
     UnreachableError,
     WriteOutcomeUnknownError,
 )
@@ -879,3 +886,126 @@ def test_nothing_is_lost_in_a_short_soak():
     )
     print(soak.stdout)
     assert soak.returncode == 0, soak.stdout + soak.stderr
+
+
+# What is no answer of Milvus
+
+NO_ANSWERS = {
+    "a stream that a proxy resets": (grpc.StatusCode.INTERNAL, "Received RST_STREAM with code 2"),
+    "a trouble of the server": (grpc.StatusCode.UNKNOWN, "Exception calling application"),
+    "an abortion": (grpc.StatusCode.ABORTED, ""),
+    "a cancellation": (grpc.StatusCode.CANCELLED, ""),
+}
+
+
+@pytest.mark.engines("standalone")
+@pytest.mark.parametrize("name", NO_ANSWERS)
+async def test_rows_are_unknown_where_milvus_has_not_answered(recorder, make_store, coloured, name):
+    recorder.intercept = lambda call: NO_ANSWERS[name] if call.method == "Insert" else None
+    store = coloured(make_store(uri=recorder.uri))
+    nodes = make_nodes(2)
+    with pytest.raises(WriteOutcomeUnknownError) as caught:
+        await store.add(nodes)
+    assert sorted(caught.value.unknown) == [node.node_id for node in nodes]
+    assert len(recorder.named("Insert")) == 1
+
+
+@pytest.mark.engines("lite")
+async def test_reads_outlive_a_stream_that_a_proxy_resets(recorder, make_store, coloured):
+    store = coloured(make_store(uri=recorder.uri))
+    await store.add(make_nodes(1))
+    answers = iter([NO_ANSWERS["a stream that a proxy resets"]])
+    recorder.intercept = lambda call: next(answers, None) if call.method == "Query" else None
+    assert len(await store.get_nodes(["node-0"])) == 1
+
+
+# Calls under way
+
+
+@pytest.fixture
+def busy(recorder, make_store):
+    """A store with nodes whose requests take long, and begin: the method, and how many."""
+
+    @contextlib.asynccontextmanager
+    async def busy_with(method, call, count, **kwargs):
+        store = make_store(uri=recorder.uri, coalesce=False, **kwargs)
+        await store.async_add(make_nodes(4))
+        begun, end = threading.Semaphore(0), threading.Event()
+
+        def hold(one):
+            if one.method == method:
+                begun.release()
+                end.wait(LONG)
+
+        recorder.intercept = hold
+        calls = [asyncio.ensure_future(call(store, number)) for number in range(count)]
+        assert await asyncio.to_thread(begun.acquire, timeout=LONG)
+        await asyncio.sleep(0.1)
+        try:
+            yield store, calls
+        finally:
+            end.set()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    return busy_with
+
+
+UNDER_WAY = {
+    "Insert": lambda store, number: store.async_add(make_nodes(1, prefix=f"new-{number}")),
+    "Search": lambda store, number: store.aquery(
+        VectorStoreQuery(query_embedding=make_nodes(1)[0].embedding, similarity_top_k=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("method", UNDER_WAY)
+async def test_calls_under_way_when_the_store_is_closed(busy, recorder, engine, method):
+    """Nobody was cancelled; nothing is sent any more, and nothing stays open."""
+    async with busy(method, UNDER_WAY[method], 6, max_in_flight=3) as (store, calls):
+        sent = len(recorder.named(method))
+        await store.aclose()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    kinds = Counter(type(outcome) for outcome in outcomes)
+    if method == "Insert":
+        sent_now = sent - 1  # the nodes that are there
+        unknown = UnreachableError if engine.is_lite else WriteOutcomeUnknownError
+        assert kinds == {unknown: sent_now, StoreClosedError: 6 - sent_now}
+    else:
+        assert kinds == {StoreClosedError: 6}
+    assert len(recorder.named(method)) == sent
+    assert not store._connections._loops
+
+
+READ_ALL = {"filters": MetadataFilters(filters=[])}
+WAITING = {
+    "Query": lambda store, **kwargs: store.aget_nodes(**READ_ALL, **kwargs),
+    "Delete": lambda store, **kwargs: store.adelete_nodes(["no such node"], **kwargs),
+}
+
+
+@pytest.mark.engines("lite")
+@pytest.mark.parametrize("method", WAITING)
+async def test_a_call_that_waits_for_others_keeps_its_deadline(busy, method):
+    """For a slot, and on Milvus Lite for its turn to write."""
+    call = WAITING[method]
+    async with busy(method, lambda store, _: call(store), 4, max_in_flight=2) as (store, _):
+        began = time.monotonic()
+        with pytest.raises(RequestTimeoutError) as caught:
+            await call(store, timeout=SHORT)
+        assert time.monotonic() - began < SHORT + ROOM
+        assert caught.value.nothing_done
+
+
+@pytest.mark.engines("lite")
+async def test_one_request_in_flight_at_a_time_is_enough(make_store):
+    """Who has the slot does not wait for whoever has the turn, and waits for the slot."""
+    store = make_store(max_in_flight=1)
+    nodes = make_nodes(60)
+    began = time.monotonic()
+    await asyncio.gather(
+        *(store.async_add([node]) for node in nodes),
+        *(store.adelete_nodes([f"no such node {i}"]) for i in range(30)),
+        *(store.aget_nodes(**READ_ALL) for _ in range(10)),
+    )
+    assert time.monotonic() - began < _LONGEST_TURN
+    assert len(await store.aget_nodes([node.node_id for node in nodes])) == 60

@@ -2136,6 +2136,32 @@ async def test_a_bad_query_fails_alone(either):
     assert {len(o.ids) for i, o in enumerate(outcomes) if i not in failed} == {10}
 
 
+class OutOfService(BagOfWords):
+    """Fails as a service that is away does, with an exception of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    async def async_encode_queries(self, queries):
+        self.asked += 1
+        raise RuntimeError("503 Service Unavailable")
+
+
+@lite
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_service_that_is_away_is_not_asked_for_each_text(make_encoded, together):
+    encoder = OutOfService()
+    store = make_encoded(encoder)
+    texts = [f"{TEXT} {i}" for i in range(1_000 if together else 50)]
+    queries = [query_for(query_str=text) for text in texts]
+    calls = [store.aquery_many(queries)] if together else map(store.aquery, queries)
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert {str(outcome) for outcome in outcomes} == {"503 Service Unavailable"}
+    await asyncio.sleep(0.1)
+    assert encoder.asked <= 2
+
+
 # Sparse embeddings alone
 
 

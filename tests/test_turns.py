@@ -63,6 +63,33 @@ def test_who_leaves_while_waiting_is_passed_over():
     assert done(last) == [True]
 
 
+def test_turns_in_which_nothing_moves_are_taken_for_abandoned():
+    line = Turns()
+    one, two = line.ask(None, shared=True), line.ask(None, shared=True)
+    alone, last = line.ask(None), line.ask(None)
+    before = line.moves
+    line.leave(two)
+    line.skip(before)  # somebody has left
+    assert done(alone) == [False]
+    line.skip(line.moves)
+    line.skip(before)  # and another one has noticed
+    assert done(alone, last) == [True, False]
+    line.leave(one)  # it was not abandoned after all
+    assert done(last) == [False]
+    line.leave(alone)
+    assert done(last) == [True]
+
+
+def test_the_turn_of_a_closed_loop_is_passed_over():
+    line = Turns()
+    loop = asyncio.new_event_loop()
+    first, abandoned = line.ask(None), line.ask(loop)
+    loop.close()
+    last = line.ask(None)
+    line.leave(first)
+    assert done(abandoned, last) == [False, True]
+
+
 async def test_a_cancelled_waiter_leaves_the_line():
     line, loop = Turns(), asyncio.get_running_loop()
     first = line.ask(None)
