@@ -1,5 +1,7 @@
 """Registers the fixtures, which live by topic in ``tests/fixtures``."""
 
+import pytest
+
 pytest_plugins = (
     "tests.fixtures.engines",
     "tests.fixtures.faults",
@@ -9,3 +11,23 @@ pytest_plugins = (
     "tests.fixtures.report",
     "tests.fixtures.upstream",
 )
+
+# Files that take longest begin first, so that at the end no worker is left with one of them; those
+# that compute, of which most tests start a process with a model, beside those that wait for servers.
+LONGEST = (
+    "test_notebooks.py",
+    "test_query.py",
+    "test_applications.py",
+    "test_faults.py",
+    "test_examples.py",
+    "test_hybrid.py",
+    "test_retrieval_quality.py",
+    "test_upstream_compatibility.py",
+    "test_packaging.py",
+    "test_bring_your_own.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
