@@ -12,8 +12,8 @@ pytest_plugins = (
     "tests.fixtures.upstream",
 )
 
-# Files that take longest begin first, so that at the end no worker is left with one of them; those
-# that compute, of which most tests start a process with a model, beside those that wait for servers.
+# Files that take longest begin first, so that at the end no worker is left with one of them. Those
+# that compute, most of them by starting a process with a model, are beside those that wait.
 LONGEST = (
     "test_notebooks.py",
     "test_query.py",
