@@ -9,11 +9,12 @@ them out of that.
 
 import asyncio
 import random
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import (
@@ -125,7 +126,11 @@ LEAVES = st.sampled_from(
         *('text != "x"', '$meta["k-v"] != 9', '$meta["nest"] ["a"] >= 0', "number in [0, 1, 2]"),
     ]
 )
-#: Expressions, most of them whole; without those that kill Milvus 2.3.5.
+# Milvus 2.3.5 dies of a path that it splits at `][`, and of some equalities whose left side is a
+# constant, such as `(id == "a") and (1 == "a")`.
+KILLS = re.compile(r"""\]\[|(?:["'\])]|(?<![\w$])(?:\d[\w.]*|true|false))\s*[=!]=""", re.IGNORECASE)
+
+#: Expressions, most of them whole; without those that kill the server.
 EXPRESSIONS = st.one_of(
     ATTACKS,
     spliced(
@@ -139,7 +144,7 @@ EXPRESSIONS = st.one_of(
             max_leaves=4,
         )
     ),
-).filter(lambda text: "][" not in text)
+).filter(lambda text: not KILLS.search(text))
 
 VALUES = st.one_of(
     ATTACKS,
@@ -222,9 +227,13 @@ BROKEN = (UnreachableError, RequestTimeoutError)
 
 
 def attacking(examples):
-    checks = list(HealthCheck)
     return settings(
-        max_examples=examples, deadline=None, suppress_health_check=checks, database=None
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        # Of a server that has died every further call would wait for a minute.
+        phases=[Phase.explicit, Phase.generate],
     )
 
 
