@@ -12,7 +12,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 # Tests mostly wait, for servers. Tests of one file share collections, and stay together.
-WORKERS ?= 3
+WORKERS ?= 2
 IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Relative paths and `python -m ...` only: both survive a checkout in a path with spaces.

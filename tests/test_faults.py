@@ -98,10 +98,10 @@ class Case:
         vectors = [node.embedding for node in make_nodes(count, seed=1)]
         return [VectorStoreQuery(query_embedding=v, similarity_top_k=1) for v in vectors]
 
-    async def prepare(self):
+    async def prepare(self, timeout=None):
         """Make the store ready and write what the operation works on."""
         if self.operation != "connect":
-            await self.store.add(self.nodes(8))
+            await self.store.add(self.nodes(8), **({} if timeout is None else {"timeout": timeout}))
 
     def before(self):
         """The rows before: how often each (id, text) is there."""
@@ -463,9 +463,8 @@ async def test_nothing_answers_at_the_first_use(faulty, make_case, colour, name)
     proxy.cut()
     proxy.heal()
     for case in cases:
-        case.store.store.timeout = LONG
-        await case.prepare()
-        await asyncio.wait_for(in_parallel(case), LONG)
+        await case.prepare(LONG)
+        await in_parallel(case, LONG)
 
 
 async def in_parallel(case, timeout=None):

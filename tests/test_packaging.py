@@ -55,7 +55,7 @@ EXTRAS = {
 }
 #: Names of imports, and the distributions that have them; parts of LlamaIndex share one name.
 DISTRIBUTIONS = {**packages_distributions(), "llama_index": ["llama-index-core"]}
-IMPORT_MILLISECONDS = 50
+IMPORT_SHARE = 1 / 15
 IMPORTS = 5
 ATTEMPTS = 3
 
@@ -96,7 +96,9 @@ FOUND = [["east", "north"], ["east", "north"], ["to the east", "to the north"], 
 # import has loaded is forgotten after each time, which spares a process with LlamaIndex for each.
 TIME_THE_IMPORT = """
 import sys, time
+start = time.thread_time()
 import llama_index.core, pymilvus
+print(1000 * (time.thread_time() - start))
 before = set(sys.modules)
 for _ in range(int(sys.argv[1])):
     start = time.thread_time()
@@ -449,13 +451,14 @@ def test_a_file_without_lite_is_told_what_to_install(bare: Environment, tmp_path
 
 
 def test_the_import_adds_little_to_that_of_its_dependencies(bare: Environment) -> None:
-    medians = []
+    shares = []
     for _ in range(ATTEMPTS):
-        times = bare.output("-c", TIME_THE_IMPORT, str(IMPORTS)).split()
-        medians.append(statistics.median(map(float, times)))
-        if medians[-1] < IMPORT_MILLISECONDS:
+        times = map(float, bare.output("-c", TIME_THE_IMPORT, str(IMPORTS)).split())
+        of_dependencies = next(times)
+        shares.append(statistics.median(times) / of_dependencies)
+        if shares[-1] < IMPORT_SHARE:
             return
-    pytest.fail(f"medians of {IMPORTS} imports: {medians} ms, not below {IMPORT_MILLISECONDS}")
+    pytest.fail(f"medians of {IMPORTS} imports: {shares} of the dependencies' time")
 
 
 # Installed with extras
