@@ -203,7 +203,8 @@ class Backend(ABC):
                 raise
             finally:
                 for turns, turn in stood:
-                    turns.leave(turn, rest=rest)
+                    # Nobody needs to wait for a read that goes on.
+                    turns.leave(turn, rest=0.0 if turn.shared else rest)
 
         await self._connect()
         if not repeatedly:

@@ -255,3 +255,25 @@ async def test_a_write_whose_answer_is_lost_is_waited_for(faulty, make_store, co
     await store.add([second])
     assert time.monotonic() - began >= _SETTLES_AFTER
     assert len(await store.get_nodes([first.node_id, second.node_id])) == 2
+
+
+@pytest.mark.engines("lite")
+async def test_a_cancelled_read_is_not_waited_for(recorder, make_store):
+    store = make_store(uri=recorder.uri)
+    await store.async_add(make_nodes(1))
+    begun, end = threading.Event(), threading.Event()
+
+    def hold(call):
+        if call.method == "Query" and not begun.is_set():
+            begun.set()
+            end.wait(LONG)
+
+    recorder.intercept = hold
+    reading = asyncio.ensure_future(store.aget_nodes(["node-0"]))
+    assert await asyncio.to_thread(begun.wait, LONG)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    lines = store._connections.lines("query", store.collection_name)
+    assert [turns.rest() for turns, _ in lines] == [0.0]
+    end.set()
