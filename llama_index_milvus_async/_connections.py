@@ -43,7 +43,7 @@ class Lines:
         writers: One at a time. Killed after several had written at the same time, it loses rows
             that it had acknowledged.
         users: Readers together, a flush alone: reads do not see the rows that a flush is just
-            writing to a file.
+            writing to a file, and it does not drop a collection meanwhile.
     """
 
     writers: Turns = field(default_factory=Turns)
@@ -56,6 +56,7 @@ _LINES = {
     "upsert": [("writers", False)],
     "delete": [("writers", False)],
     "flush": [("writers", False), ("users", False)],
+    "drop_collection": [("writers", False), ("users", False)],
     "search": [("users", True)],
     "hybrid_search": [("users", True)],
     "query": [("users", True)],
