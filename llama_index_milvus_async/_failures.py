@@ -44,6 +44,8 @@ _DEADLINE_OF_SERVER = re.compile("context (?:Done|deadline exceeded)$")
 # What gRPC says of a certificate.
 _NOT_TRUSTED = re.compile("CERTIFICATE_VERIFY_FAILED|Hostname Verification Check failed")
 _LARGER_THAN_A_MESSAGE = "message larger than max"
+# What Milvus Lite says of a collection whose folder it has and whose schema it has not yet.
+_BEING_CREATED = "[Errno 17] File exists"
 # What pymilvus itself says has one of these codes.
 _OF_PYMILVUS = (0, 1)
 _RATE_LIMIT_CODES = (8, 49)
@@ -120,6 +122,15 @@ def is_overload(error: Exception) -> bool:
         and not is_too_large(error)
     )
     return exhausted or error.code in _RATE_LIMIT_CODES
+
+
+def is_being_created(error: Exception) -> bool:
+    """Whether Milvus Lite refused to create a collection that another process is creating."""
+    return (
+        isinstance(error, ServerError)
+        and error.operation == "create_collection"
+        and _BEING_CREATED in error.message
+    )
 
 
 def _configuration_error(

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from ._coalescing import MAX_RESENDS, pause_after
-from ._failures import is_overload
+from ._failures import is_being_created, is_overload
 from .errors import (
     CertificateError,
     LiteFileError,
@@ -44,7 +44,7 @@ def may_repeat(error: Exception, repeatable: bool) -> bool:
         error: What the last attempt raised.
         repeatable: Whether it does no harm to do twice what the attempt was to do.
     """
-    if is_overload(error):
+    if is_overload(error) or is_being_created(error):
         return True
     if not isinstance(error, UnreachableError):
         return False

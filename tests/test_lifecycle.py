@@ -171,6 +171,29 @@ async def test_all_who_wait_for_a_failed_making_ready_are_told(lite_server):
     await store.aclose()
 
 
+async def test_a_collection_that_another_process_is_creating_is_waited_for(lite_server):
+    """Milvus Lite makes a collection's folder first, and refuses all others until it is done."""
+    folder = lite_server.directory / "data" / "collections" / "begun"
+    folder.mkdir(parents=True)
+    store = MilvusVectorStore(lite_server.uri, collection_name="begun", dim=DIM)
+    adding = asyncio.create_task(store.async_add(make_nodes(1)))
+    await asyncio.sleep(0.3)
+    assert not adding.done()
+    folder.rmdir()
+    assert await adding == ["node-0"]
+    assert (await store.aquery(query())).ids == ["node-0"]
+    await store.aclose()
+
+
+async def test_a_collection_that_nobody_finishes_creating_is_an_error(lite_server):
+    folder = lite_server.directory / "data" / "collections" / "left"
+    folder.mkdir(parents=True)
+    store = MilvusVectorStore(lite_server.uri, collection_name="left", dim=DIM, timeout=0.5)
+    with pytest.raises(ServerError, match=f"create_collection failed.* '{folder}'"):
+        await store.async_add(make_nodes(1))
+    await store.aclose()
+
+
 @pytest.mark.parametrize("method", ["CreateCollection", "CreateIndex"])
 async def test_the_next_call_goes_on_where_making_ready_failed(recorder, make_store, method):
     recorder.intercept = FailOnce(method)
