@@ -11,7 +11,7 @@ PIP_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
-# Tests mostly wait, for servers. Tests of one file share collections, and stay together.
+# Tests of one file share collections, and stay together.
 WORKERS ?= 2
 IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

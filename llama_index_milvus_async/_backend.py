@@ -154,14 +154,13 @@ class Backend(ABC):
         """
         while not turn.done():
             moves, seconds = turns.moves, left()
-            if seconds is not None and seconds < _LONGEST_TURN:
-                await self._wait_for(turn, turns, seconds)
-                if not turn.done():
-                    raise NotUnderWayError("others had their turns")
-            else:
-                await self._wait_for(turn, turns, _LONGEST_TURN)
-                if not turn.done():
-                    turns.skip(moves)
+            longest = _LONGEST_TURN if seconds is None else min(seconds, _LONGEST_TURN)
+            await self._wait_for(turn, turns, longest)
+            if turn.done():
+                break
+            if longest == seconds:
+                raise NotUnderWayError("others had their turns")
+            turns.skip(moves)
         if rest := turns.rest():
             await self._sleep(rest)
 
@@ -178,7 +177,7 @@ class Backend(ABC):
         `timeout` is for all attempts. `repeatedly` has the method called again after a lost
         connection or a refusal for overload, which must do no harm.
         """
-        timeout = self._connections.timeout if timeout is None else timeout
+        timeout = self._connections.seconds(timeout)
         lines = self._connections.lines(method, *args)
 
         async def attempt(seconds: float | None) -> Any:
@@ -466,7 +465,7 @@ class Backend(ABC):
 
         `timeout` is for all of it.
         """
-        left = time_left(self._connections.timeout if timeout is None else timeout)
+        left = time_left(self._connections.seconds(timeout))
         for _ in range(_MOST_LOADS):
             try:
                 return await request(timeout=left())
@@ -557,7 +556,7 @@ class SyncBackend(Backend):
     ) -> None:
         await persist(
             lambda left: self._insert(request, rows, left, **_ONE_ATTEMPT),
-            timeout=self._connections.timeout if timeout is None else timeout,
+            timeout=self._connections.seconds(timeout),
             repeatable=request.repeatable,
             sleep=self._sleep,
         )
@@ -703,7 +702,6 @@ class AsyncBackend(Backend):
                 await client.__aenter__()
                 if connections.closed or client is not self._client:
                     # It was closed while it had no channel yet that could be.
-                    self._client = None if client is self._client else self._client
                     await client.close()
                     connections.check_open()
                     return await attempt(left)
@@ -807,7 +805,7 @@ class AsyncBackend(Backend):
         timeout: float | None,
     ) -> Any:
         """Send items in one RPC with those of equal requests that wait at the same time."""
-        deadline = self._connections.timeout if timeout is None else timeout
+        deadline = self._connections.seconds(timeout)
         with translated(kind.name, self._connections.address):
             return await self.coalescer.submit(
                 kind, request, items, weight=weight, size=size, timeout=deadline

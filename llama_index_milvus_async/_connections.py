@@ -109,6 +109,10 @@ class Connections:
         self._onces.append(once)
         return once
 
+    def seconds(self, timeout: float | None) -> float | None:
+        """Seconds for a request that has a time-out of its own, or none."""
+        return self.timeout if timeout is None else timeout
+
     async def make_ready(self) -> None:
         """Make what has to be made once before clients are used."""
         for once in self._onces:

@@ -54,6 +54,11 @@ __all__ = [
 ]
 
 
+def _abridged(text: str, most: int) -> str:
+    half = most // 2
+    return text if len(text) <= 2 * half else f"{text[:half]} … {text[-half:]}"
+
+
 class MilvusVectorStoreError(Exception):
     """Base of every exception that this package raises."""
 
@@ -76,7 +81,7 @@ class NodeError(MilvusVectorStoreError, ValueError):
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
         self.problems = list(problems)
         shown = [
-            f"node {self._short(node_id)!r}: {self._short(problem)}"
+            f"node {self._shown(node_id)!r}: {self._shown(problem)}"
             for node_id, problem in self.problems[: self._SHOWN]
         ]
         if len(self.problems) > self._SHOWN:
@@ -84,9 +89,8 @@ class NodeError(MilvusVectorStoreError, ValueError):
         super().__init__("Nothing was written. " + "; ".join(shown))
 
     @classmethod
-    def _short(cls, text: str) -> str:
-        half = cls._SHOWN_CHARACTERS // 2
-        return text if len(text) <= 2 * half else f"{text[:half]} … {text[-half:]}"
+    def _shown(cls, text: str) -> str:
+        return _abridged(text, cls._SHOWN_CHARACTERS)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.problems,)
@@ -98,10 +102,7 @@ class FilterError(MilvusVectorStoreError, ValueError):
     _SHOWN_CHARACTERS = 2_000  # values may be of any length, and messages end up in logs
 
     def __init__(self, message: str) -> None:
-        half = self._SHOWN_CHARACTERS // 2
-        if len(message) > 2 * half:
-            message = f"{message[:half]} … {message[-half:]}"
-        super().__init__(message)
+        super().__init__(_abridged(message, self._SHOWN_CHARACTERS))
 
 
 class QueryError(MilvusVectorStoreError, ValueError):
