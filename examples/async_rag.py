@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # pymilvus reads MILVUS_URI as well, while it is imported, and refuses the path of a file in it.
-MILVUS_URI = os.environ.pop("MILVUS_URI", "")
+# Emptied, not removed: pymilvus would then take it from a file `.env`.
+MILVUS_URI = os.environ.get("MILVUS_URI", "")
+os.environ["MILVUS_URI"] = ""
 INSTALL = 'pip install "llama-index-milvus-async[demo]"'
 
 try:

@@ -32,7 +32,9 @@ from typing import Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
 # pymilvus reads MILVUS_URI as well, while it is imported, and refuses the path of a file in it.
-MILVUS_URI = os.environ.pop("MILVUS_URI", "") or "./fastapi_service.db"
+# Emptied, not removed: pymilvus would then take it from a file `.env`.
+MILVUS_URI = os.environ.get("MILVUS_URI") or "./fastapi_service.db"
+os.environ["MILVUS_URI"] = ""
 INSTALL = 'pip install "llama-index-milvus-async[examples]"'
 
 try:

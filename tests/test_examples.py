@@ -181,6 +181,37 @@ def test_what_a_user_can_mend_is_a_sentence(
     assert "Traceback" not in result.stderr
 
 
+DOTENV = """
+import os, sys
+import dotenv.main
+
+dotenv.main.find_dotenv = lambda: ".env"  # it looks above the package that asks, not here
+{imports}
+assert module.MILVUS_URI == "{expected}", module.MILVUS_URI
+assert os.environ["MILVUS_URI"] == ""
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [("async_rag", ""), ("fastapi_service", "./fastapi_service.db")],
+)
+def test_a_file_dotenv_with_a_path_for_milvus_does_no_harm(
+    tmp_path: Path, module: str, expected: str
+) -> None:
+    pytest.importorskip("fastapi")
+    (tmp_path / ".env").write_text("MILVUS_URI=./milvus.db\n")
+    code = DOTENV.format(imports=f"import examples.{module} as module", expected=expected)
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(SCRIPT.parents[1])},
+        check=True,
+        timeout=100,
+    )
+
+
 def test_a_file_that_another_process_has_open_is_a_sentence(folder: Path) -> None:
     from milvus_lite import MilvusLite
 

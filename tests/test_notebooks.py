@@ -246,6 +246,26 @@ def test_a_stored_notebook_is_small_and_names_no_machine(name: str) -> None:
     assert hosts <= {"localhost:19530", "github.com"}
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("uri", [None, "./own.db", "localhost:19530", "http://host:19530"])
+def test_pymilvus_is_left_with_the_addresses_of_servers(
+    name: str, uri: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others it refuses while it is imported; a variable that is not set it takes from `.env`."""
+    if uri is None:
+        monkeypatch.delenv("MILVUS_URI", raising=False)
+    else:
+        monkeypatch.setenv("MILVUS_URI", uri)
+    settings = next(cell for cell in read(name)["cells"] if cell["cell_type"] == "code")
+    for _ in range(2):  # a cell may be run again
+        values: dict[str, Any] = {}
+        exec("".join(settings["source"]), values)
+        assert values["URI"] == uri if uri else values["URI"].endswith(".db")
+        assert os.environ["MILVUS_URI"] == (uri if uri and "://" in uri else "")
+        if os.environ["MILVUS_URI"] == "":
+            break
+
+
 # -- as they come, on Milvus Lite --------------------------------------------------------------
 
 
