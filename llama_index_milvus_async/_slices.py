@@ -39,7 +39,9 @@ class _Job:
             # Not in the future: one that nobody retrieves is reported by the loop, and that
             # happens where the caller is cancelled just when it is woken.
             self.error = error
-        self.done.set_result(None)
+        # Ctrl-C cancels the main task in the midst of whatever runs, so also of a conversion.
+        if not self.done.done():
+            self.done.set_result(None)
         return True
 
 

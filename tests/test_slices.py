@@ -154,3 +154,17 @@ async def test_an_exception_after_a_cancellation_is_not_reported():
     with pytest.raises((asyncio.CancelledError, KeyError)):
         await task
     assert reports == []
+
+
+async def test_a_caller_that_is_cancelled_in_the_midst_of_its_conversion_is_not_reported():
+    """As by Ctrl-C, which cancels the main task between any two lines of it."""
+    slices = Slices(seconds=0.0005)
+    reports: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
+    before = asyncio.ensure_future(slices.convert([0.001] * 3, spin))
+    task = asyncio.ensure_future(slices.convert([1], lambda _: task.cancel()))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await before
+    assert reports == []
+    assert await slices.convert([1], double) == [2]
