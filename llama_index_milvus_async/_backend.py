@@ -10,7 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
@@ -23,6 +31,7 @@ from pymilvus.milvus_client.index import IndexParams
 
 from . import _insert_message, _search_response, _single_attempt
 from ._address import connect_timeout
+from ._calling import acall, call, gather_or_cancel
 from ._coalescing import Coalescer, Kind, NotUnderWayError
 from ._failures import is_refusal_of_data, translated
 from ._persistence import after_attempts, block, may_repeat, persist, time_left
@@ -31,7 +40,7 @@ from ._rows import decoded
 from ._single_attempt import single_attempts
 from ._slices import Slices
 from .errors import FilterError, RequestTimeoutError, RowError, ServerError, UnreachableError
-from .sparse import SparseEncoder, gather_or_cancel
+from .sparse import SparseEncoder
 
 if TYPE_CHECKING:
     from ._connections import Connections
@@ -226,8 +235,12 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
+    async def convert(self, items: Iterable[Item], convert: Callable[[Item], T]) -> list[T]:
         """Convert items one by one, giving the event loop back between slices of time."""
+
+    @abstractmethod
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function that a user has passed; it may block, or be a coroutine function."""
 
     async def server_version(self) -> str:
         """The version that the server tells."""
@@ -574,8 +587,11 @@ class SyncBackend(Backend):
             outcomes[position] = True
         return outcomes
 
-    async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
+    async def convert(self, items: Iterable[Item], convert: Callable[[Item], T]) -> list[T]:
         return [convert(item) for item in items]
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return call(function, *arguments)
 
     async def encode(
         self, encoder: SparseEncoder, texts: Sequence[str], *, queries: bool
@@ -950,8 +966,11 @@ class AsyncBackend(Backend):
             await asyncio.gather(*(worker() for _ in range(workers)))
         return outcomes
 
-    async def convert(self, items: Sequence[Item], convert: Callable[[Item], T]) -> list[T]:
+    async def convert(self, items: Iterable[Item], convert: Callable[[Item], T]) -> list[T]:
         return await self._slices.convert(items, convert)
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await acall(function, *arguments)
 
     async def encode(
         self, encoder: SparseEncoder, texts: Sequence[str], *, queries: bool

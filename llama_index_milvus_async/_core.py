@@ -6,13 +6,14 @@ Nothing here knows whether it runs on an event loop or in a blocking call.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, TypeVar, cast
 
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
@@ -27,9 +28,11 @@ from ._backend import (
     MAX_SEARCH_VECTORS,
     Backend,
 )
+from ._calling import is_asynchronous
 from ._expressions import Dialect
 from ._failures import is_too_large
 from ._once import Once
+from ._ranking import CallableRanker, ClientRanker
 from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
 from ._rows import PackedRow, RowPacker, RowReader
 from ._schema import (
@@ -47,11 +50,15 @@ from ._schema import (
 from ._search import (
     PreparedSearch,
     ReadOptions,
+    ScoredHits,
     SearchOptions,
     StoreOptions,
-    build_result,
+    check_output_fields,
     check_query,
+    check_ranked,
+    choose_hits,
     empty_result,
+    node_of,
     prepare_search,
     searches_sparse,
 )
@@ -466,6 +473,7 @@ class Core:
         if node_ids is None and filters is None:
             raise QueryError("Either node_ids or filters must be provided.")
         _check_ids(node_ids)
+        check_output_fields(options.output_fields)
         if node_ids is not None and not node_ids:
             return []
         layout = (await self.ready()).layout
@@ -588,12 +596,46 @@ class Core:
         searches = dict(zip(asked, prepared, strict=True))
         hits = await self._search(searches, options)
 
-        def answer(i: int) -> VectorStoreQueryResult:
-            return build_result(queries[i], options, searches[i], hits[i])
+        chosen: dict[int, list[ScoredHits]] = {}
 
-        for i, result in zip(asked, await self._backend.convert(asked, answer), strict=True):
-            results[i] = result
+        def hits_of_all() -> Iterator[tuple[PreparedSearch, Mapping[str, Any]]]:
+            for i in asked:
+                chosen[i] = choose_hits(queries[i], options, searches[i], hits[i])
+                for scored in chosen[i]:
+                    yield from ((searches[i], hit) for hit in scored.hits)
+
+        nodes = iter(await self._backend.convert(hits_of_all(), node_of))
+        for i in asked:
+            legs = [(list(islice(nodes, len(one.hits))), one.similarities) for one in chosen[i]]
+            if len(legs) == 1:
+                [(found, similarities)] = legs
+            else:
+                found, similarities = await self._rank(queries[i], options, searches[i], legs)
+            results[i] = VectorStoreQueryResult(
+                nodes=found, similarities=list(similarities), ids=[node.node_id for node in found]
+            )
         return results
+
+    async def _rank(
+        self,
+        query: VectorStoreQuery,
+        options: SearchOptions,
+        search: PreparedSearch,
+        legs: Sequence[tuple[Sequence[BaseNode], Sequence[float]]],
+    ) -> tuple[list[BaseNode], list[float]]:
+        """Have a ranker of the user rank the nodes of each leg."""
+        candidates = [
+            [
+                NodeWithScore(node=node, score=score)
+                for node, score in zip(nodes, similarities, strict=True)
+            ]
+            for nodes, similarities in legs
+        ]
+        rank = cast(CallableRanker, search.ranker).rank
+        if not is_asynchronous(rank):
+            rank = partial(_listed, rank)
+        returned = await self._backend.call(rank, query, candidates)
+        return check_ranked(options, search, returned)
 
     async def _search(
         self, searches: Mapping[int, PreparedSearch], options: SearchOptions
@@ -667,6 +709,12 @@ async def _in_parts(
     return [*await _in_parts(items[:half], read), *await _in_parts(items[half:], read)]
 
 
+def _listed(rank: ClientRanker, *arguments: Any) -> Any:
+    """Call a ranker, which may be a generator function: that works where it is read."""
+    returned = rank(*arguments)
+    return list(returned) if isinstance(returned, Iterator) else returned
+
+
 def _fate(outcome: Exception | bool) -> str:
     """What has become of the rows of a batch: written, not_written or unknown."""
     if outcome is True:
@@ -716,8 +764,8 @@ def _check_partition(name: str | None) -> None:
 
 
 def _check_ids(node_ids: Sequence[str] | None) -> None:
-    if isinstance(node_ids, str):
-        raise QueryError(f"node_ids is the text {node_ids!r}; it must be a list of ids")
+    if isinstance(node_ids, str) or not isinstance(node_ids, (Collection, type(None))):
+        raise QueryError(f"node_ids is {node_ids!r}; it must be a list of ids")
     for node_id in node_ids or ():
         _check_id("node_ids", node_id)
 

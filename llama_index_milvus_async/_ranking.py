@@ -19,10 +19,9 @@ from .errors import ConfigurationError, QueryError
 
 Id = TypeVar("Id", bound=Hashable)
 
-#: Fuses on the client: query and the hits of each leg to the hits of the result, best first.
-ClientRanker = Callable[
-    [VectorStoreQuery, Sequence[Sequence[NodeWithScore]]], Sequence[NodeWithScore]
-]
+#: Fuses on the client: query and the hits of each leg to the hits of the result, best first; may
+#: be a coroutine function.
+ClientRanker = Callable[[VectorStoreQuery, Sequence[Sequence[NodeWithScore]]], Any]
 
 #: The rankers that are named by text, as the upstream plugin has them.
 RANKERS = ("RRFRanker", "WeightedRanker")

@@ -92,6 +92,14 @@ class VectorField:
             return f"dense_fields={{{self.name!r}: {{{key!r}: {value!r}}}}}"
         return f"{argument}={value!r}"
 
+    def metric_setting(self, value: str) -> str:
+        """The argument of the store that decides the metric, as one writes it."""
+        configured = "metric_type" in self.index_config and not self.in_dense_fields
+        if configured or self.is_sparse:
+            argument = "sparse_index_config" if self.is_sparse else "index_config"
+            return f"{argument}={{'metric_type': {value!r}}}"
+        return self.setting("similarity_metric", "metric_type", value)
+
     @property
     def is_sparse(self) -> bool:
         """Whether its vectors are sparse."""
@@ -551,9 +559,8 @@ def check_metric(index: Mapping[str, Any], field: VectorField, collection_name: 
     if found.upper() != asked.upper():
         raise CollectionError(
             f"Collection {collection_name!r}, index of {field.name!r}: found metric {found}, "
-            f"asked for {field.setting('similarity_metric', 'metric_type', asked)}. Pass "
-            f"{field.setting('similarity_metric', 'metric_type', found)}, or drop the index so "
-            "that it is built anew."
+            f"asked for {field.metric_setting(asked)}. Pass {field.metric_setting(found)}, or drop "
+            "the index so that it is built anew."
         )
 
 

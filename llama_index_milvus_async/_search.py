@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, cast
@@ -41,8 +42,13 @@ from .sparse import sparse_vector
 MAX_TOP_K = 16_384
 #: Milvus Lite's own `ef` of an HNSW search that names none.
 LITE_DEFAULT_EF = 64
-#: An `ef` that visits every row of a collection of Milvus Lite.
-LITE_LARGEST_EF = 2**20
+#: What has an index of Milvus Lite visit every row, by the beginning of its type's name. Its
+#: `AUTOINDEX` is an HNSW.
+LITE_EXHAUSTIVE = {
+    "HNSW": {"ef": 2**20},
+    "AUTOINDEX": {"ef": 2**20},
+    "IVF": {"nprobe": 2**16},
+}
 #: Candidates that MMR chooses from, as a multiple of the top k; upstream's default.
 DEFAULT_MMR_PREFETCH_FACTOR = 4.0
 
@@ -70,12 +76,12 @@ class ReadOptions:
         given = self.milvus_partition_names
         if given is None:
             return None
-        names = (given,) if isinstance(given, str) else tuple(given)
-        if not names or not all(names):
+        names = (given,) if isinstance(given, str) else given
+        if not _are_texts(names) or not names or not all(names):
             raise QueryError(
                 f"milvus_partition_names is {given!r}; name partitions, or leave it out to read all"
             )
-        return names
+        return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -207,8 +213,11 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
         supported = ", ".join(mode.name for mode in SUPPORTED_MODES)
         raise QueryError(f"mode {query.mode!s} is not supported; supported are {supported}")
     mode = VectorStoreQueryMode(query.mode)
-    if options.milvus_ranker is not None and query.alpha not in (None, 0, 1):
-        raise QueryError("alpha and milvus_ranker both say how to rank; pass one of them")
+    _check_types(query, options)
+    if options.milvus_ranker is not None:
+        ranker_of(options.milvus_ranker, None, "milvus_ranker")
+        if query.alpha not in (None, 0, 1):
+            raise QueryError("alpha and milvus_ranker both say how to rank; pass one of them")
     if options.mmr_over not in ("dense", "hybrid"):
         raise QueryError(f"mmr_over is {options.mmr_over!r}; it must be 'dense' or 'hybrid'")
     check_top_k("similarity_top_k", query.similarity_top_k)
@@ -218,15 +227,13 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
     alpha = query.alpha
     if alpha is not None and not (_is_number(alpha) and 0 <= alpha <= 1):
         raise QueryError(f"alpha is {alpha!r}; it must be a number in 0 (sparse) to 1 (dense)")
-    if searches_dense(query, options) and (
-        query.query_embedding is None or not len(query.query_embedding)
-    ):
+    needs_embedding = searches_dense(query, options) or mode == _Mode.MMR
+    if needs_embedding and (query.query_embedding is None or not len(query.query_embedding)):
         raise QueryError(f"mode {mode.name} needs query_embedding, and it is missing")
     if searches_sparse(query, options) and not (query.query_str or "").strip():
         raise QueryError(f"mode {mode.name} needs query_str, and it is missing or empty")
-    _check_paging(options)
-    if mode == _Mode.MMR:
-        _check_mmr(query, options)
+    _check_mmr(query, options)
+    _check_paging(query, options)
 
 
 def is_hybrid(query: VectorStoreQuery, options: SearchOptions) -> bool:
@@ -235,8 +242,8 @@ def is_hybrid(query: VectorStoreQuery, options: SearchOptions) -> bool:
 
 
 def searches_dense(query: VectorStoreQuery, options: SearchOptions) -> bool:
-    """Whether a query needs an embedding."""
-    if query.mode == _Mode.HYBRID:
+    """Whether a query searches dense fields, for which it needs an embedding."""
+    if is_hybrid(query, options):
         return query.alpha != 0
     return query.mode in (_Mode.DEFAULT, _Mode.MMR)
 
@@ -248,17 +255,97 @@ def searches_sparse(query: VectorStoreQuery, options: SearchOptions) -> bool:
     return query.mode in (_Mode.SPARSE, _Mode.TEXT_SEARCH)
 
 
-def _check_paging(options: SearchOptions) -> None:
-    offset, size = options.offset, options.group_size
+def _check_types(query: VectorStoreQuery, options: SearchOptions) -> None:
+    texts = {
+        "query_str": query.query_str,
+        "embedding_field": query.embedding_field,
+        "string_expr": options.string_expr,
+    }
+    for name, text in texts.items():
+        if not isinstance(text, (str, type(None))):
+            raise QueryError(f"{name} is {text!r}; it must be a text")
+    lists = {"node_ids": query.node_ids, "doc_ids": query.doc_ids}
+    for name, ids in lists.items():
+        if ids is not None and (isinstance(ids, str) or not isinstance(ids, Collection)):
+            raise QueryError(f"{name} is {ids!r}; it must be a list of ids")
+    check_output_fields(query.output_fields)
+    fields = options.hybrid_fields
+    if fields is not None and (not _are_texts(fields) or not fields):
+        raise QueryError(f"hybrid_fields is {fields!r}; it must be a list of dense vector fields")
+    embedding = query.query_embedding
+    if embedding is not None and not isinstance(embedding, (Collection, np.ndarray)):
+        raise QueryError(f"query_embedding is {embedding!r}; it must be a list of numbers")
+    for name in ("milvus_search_config", "sparse_search_config"):
+        _check_search_config(name, getattr(options, name))
+
+
+def check_output_fields(names: Any) -> None:
+    """Check the fields that a read is to return.
+
+    Raises:
+        QueryError: They are no list of names. A text would be taken for a list of its letters.
+    """
+    if names is not None and not _are_texts(names):
+        raise QueryError(f"output_fields is {names!r}; it must be a list of names")
+
+
+def _are_texts(values: Any) -> bool:
+    """Whether values are several texts, none or more, and not one."""
+    if isinstance(values, str) or not isinstance(values, Collection):
+        return False
+    return all(isinstance(value, str) for value in values)
+
+
+def _check_search_config(argument: str, config: Any) -> None:
+    if config is None:
+        return
+    if not isinstance(config, Mapping) or not isinstance(config.get("params") or {}, Mapping):
+        raise QueryError(
+            f"{argument} is {config!r}; it must be a mapping such as "
+            '{"ef": 64} or {"params": {"ef": 64}}'
+        )
+    if "offset" in {*config, *(config.get("params") or {})}:
+        raise QueryError(f"{argument} has an offset; pass it to the query itself, as offset=...")
+
+
+def _check_paging(query: VectorStoreQuery, options: SearchOptions) -> None:
+    offset, field, size = options.offset, options.group_by_field, options.group_size
     if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < MAX_TOP_K:
         raise QueryError(f"offset is {offset!r}; it must be an integer in 0..{MAX_TOP_K - 1}")
-    if size is not None and options.group_by_field is None:
-        raise QueryError("group_size has no effect without group_by_field; pass both")
+    if offset:
+        _check_pool(query, options)
+    if field is not None and (not isinstance(field, str) or not field):
+        raise QueryError(f"group_by_field is {field!r}; it must be the name of a field")
+    for name in ("group_size", "strict_group_size"):
+        if getattr(options, name) is not None and field is None:
+            raise QueryError(f"{name} has no effect without group_by_field; pass both")
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
         raise QueryError(f"group_size is {size!r}; it must be an integer of at least 1")
     threshold = options.score_threshold
     if threshold is not None and not (_is_number(threshold) and math.isfinite(threshold)):
         raise QueryError(f"score_threshold is {threshold!r}; it must be a number")
+
+
+def _check_pool(query: VectorStoreQuery, options: SearchOptions) -> None:
+    """Check that what hits are chosen from reaches beyond those that are skipped.
+
+    It has to be the same for every page: a hit's rank changes with the candidates beside it.
+    """
+    top_k, offset = query.similarity_top_k, options.offset
+    if query.mode == _Mode.MMR and offset + top_k > (pool := _mmr_candidates(top_k, options)):
+        raise QueryError(
+            f"offset is {offset}: MMR chooses {offset} and {top_k} hits of {pool} candidates; pass "
+            "a larger mmr_prefetch_k, the same for every page"
+        )
+    if query.mode != _Mode.HYBRID or query.alpha in (0, 1):
+        return
+    size = query.hybrid_top_k or top_k
+    if offset + size > min(top_k, query.sparse_top_k or top_k):
+        raise QueryError(
+            f"offset is {offset}: {offset} and {size} hits are more than each leg of a hybrid "
+            "search fetches; pass a similarity_top_k (and sparse_top_k, if any) of at least "
+            f"{offset + size}, the same for every page, and hybrid_top_k={size} as the size of one"
+        )
 
 
 def check_top_k(name: str, value: Any) -> None:
@@ -324,27 +411,30 @@ def prepare_search(
     field = query.embedding_field or layout.embedding_field
     reader = RowReader(layout, named, field)
     limit = _limit(query, options)
-    fields = _dense_fields(field, query, options) if searches_dense(query, options) else []
+    fields: Sequence[str] = []
+    if searches_dense(query, options):
+        fields = _dense_fields(field, query, options)
+    elif query.mode == _Mode.MMR:
+        _dense_fields(field, query, options)  # what it finds by texts it compares by embeddings
     is_fused = len(fields) + searches_sparse(query, options) > 1
     legs: list[Leg] = []
     build = partial(_leg, query, options, layout, indexes, store)
     for name in fields:
         column = layout.dense_column(name)
-        count = max(query.similarity_top_k, limit + options.offset) if is_fused else limit
+        count = max(query.similarity_top_k, limit) if is_fused else limit
         config = options.milvus_search_config
         if config is None:
             config = store.search_config
-        params = _search_params(
-            "milvus_search_config (or search_config)", config, indexes[name].type, count, layout
-        )
+        argument = "milvus_search_config (or search_config)"
+        params = _search_params(argument, config, name, indexes[name], count, layout)
         legs.append(build(name, _vector(query.query_embedding, name, column), params, count))
     if searches_sparse(query, options):
         sparse_field = _sparse_field(query, layout)
         count = query.sparse_top_k or query.similarity_top_k
-        count = max(count, limit + options.offset) if is_fused else limit
+        count = max(count, limit) if is_fused else limit
         config = {} if options.sparse_search_config is None else options.sparse_search_config
-        index_type = indexes[sparse_field].type
-        params = _search_params("sparse_search_config", config, index_type, count, layout)
+        argument, index = "sparse_search_config", indexes[sparse_field]
+        params = _search_params(argument, config, sparse_field, index, count, layout)
         legs.append(build(sparse_field, _sparse_data(query, layout, sparse), params, count))
 
     fetched = _fetched(query, layout, reader, field)
@@ -407,7 +497,7 @@ def _limit(query: VectorStoreQuery, options: SearchOptions) -> int:
     elif query.mode in (_Mode.SPARSE, _Mode.TEXT_SEARCH):
         limit = query.sparse_top_k or limit
     elif query.mode == _Mode.MMR:
-        limit = max(_mmr_candidates(limit, options), limit + options.offset)
+        limit = _mmr_candidates(limit, options)
     return int(limit)
 
 
@@ -422,10 +512,6 @@ def _dense_fields(
         )
     if options.hybrid_fields is None or not is_hybrid(query, options):
         return [field]
-    if isinstance(options.hybrid_fields, str) or not options.hybrid_fields:
-        raise QueryError(
-            f"hybrid_fields is {options.hybrid_fields!r}; it must be a list of dense vector fields"
-        )
     if len(set(options.hybrid_fields)) < len(options.hybrid_fields):
         raise QueryError(f"hybrid_fields has a field twice: {list(options.hybrid_fields)}")
     return list(options.hybrid_fields)
@@ -475,8 +561,8 @@ def _leg(
         one_at_a_time=layout.dialect.is_lite,
     )
     exhaustive = None
-    if _is_hnsw_of_lite(index.type, layout):
-        largest = {**params["params"], "ef": LITE_LARGEST_EF}
+    if all_rows := _exhaustive_params(field, index, layout):
+        largest = {**params["params"], **all_rows}
         exhaustive = replace(request, params={**params, "params": largest})
     return Leg(request, data, index.metric, exhaustive)
 
@@ -510,8 +596,9 @@ def _ranker(
         ranker = ranker_of(options.milvus_ranker, None, "milvus_ranker")
     elif query.alpha not in (None, 0, 1):
         # Several dense fields share the dense weight.
-        dense = [query.alpha / (len(legs) - 1)] * (len(legs) - 1)
-        ranker = RelativeScore((*dense, 1.0 - query.alpha))
+        alpha = float(query.alpha)
+        dense = [alpha / (len(legs) - 1)] * (len(legs) - 1)
+        ranker = RelativeScore((*dense, 1.0 - alpha))
     check_weights(ranker, [leg.request.field_name for leg in legs])
     if options.group_by_field is not None and isinstance(ranker, (CallableRanker, RelativeScore)):
         raise QueryError(
@@ -541,22 +628,23 @@ def _mmr_candidates(top_k: int, options: SearchOptions) -> int:
 
 
 def _search_params(
-    argument: str, config: Mapping[str, Any], index_type: str, limit: int, layout: Layout
+    argument: str,
+    config: Mapping[str, Any],
+    field: str,
+    index: Index,
+    limit: int,
+    layout: Layout,
 ) -> dict[str, Any]:
     """Turn a search config, flat or with nested `params`, into pymilvus' form.
 
     The server reads the parameters of an index type only from the nested dictionary.
     """
-    if not isinstance(config, Mapping) or not isinstance(config.get("params") or {}, Mapping):
-        raise QueryError(
-            f"{argument} is {config!r}; it must be a mapping such as "
-            '{"ef": 64} or {"params": {"ef": 64}}'
-        )
-    top_level = {"metric_type", "ignore_growing", "hints", "round_decimal"}
+    _check_search_config(argument, config)
+    top_level = {"metric_type", "ignore_growing", "hints", "round_decimal", "analyzer_name"}
     outer = {key: value for key, value in config.items() if key in top_level}
     params = {key: value for key, value in config.items() if key not in {*top_level, "params"}}
     params.update(config.get("params") or {})
-    if _is_hnsw_of_lite(index_type, layout):
+    if "ef" in _exhaustive_params(field, index, layout):
         # Lite answers with fewer than `limit` hits where `ef` is less; a server never does.
         try:
             ef = int(params.get("ef", LITE_DEFAULT_EF))
@@ -565,20 +653,41 @@ def _search_params(
                 f"search parameter ef is {params['ef']!r}; it must be a number"
             ) from error
         params["ef"] = max(limit, ef)
+    if index.metric == "BM25" and layout.dialect.is_lite:
+        # Lite's own scores have a minus.
+        for name in {"radius", "range_filter"} & params.keys():
+            if not _is_number(params[name]):
+                raise QueryError(
+                    f"search parameter {name} is {params[name]!r}; it must be a number"
+                )
+            params[name] = -params[name]
     return {**outer, "params": params}
 
 
-def _is_hnsw_of_lite(index_type: str, layout: Layout) -> bool:
-    return layout.dialect.is_lite and index_type.upper().startswith("HNSW")
+def _exhaustive_params(field: str, index: Index, layout: Layout) -> Mapping[str, int]:
+    """What has an approximate index of Milvus Lite visit every row; nothing for others."""
+    if layout.dialect.is_lite and field != layout.sparse_field:
+        for beginning, params in LITE_EXHAUSTIVE.items():
+            if index.type.upper().startswith(beginning):
+                return params
+    return {}
 
 
-def build_result(
+@dataclass(frozen=True)
+class ScoredHits:
+    """Hits, best first, with the keys that pymilvus gives them, and their similarities."""
+
+    hits: Sequence[Mapping[str, Any]]
+    similarities: Sequence[float]
+
+
+def choose_hits(
     query: VectorStoreQuery,
     options: SearchOptions,
     search: PreparedSearch,
     hits: Sequence[Sequence[Mapping[str, Any]]],
-) -> VectorStoreQueryResult:
-    """Make the result of a query.
+) -> list[ScoredHits]:
+    """Choose the hits that become nodes.
 
     Args:
         query: The query.
@@ -586,26 +695,55 @@ def build_result(
         search: The search that was sent.
         hits: The hits with the keys that pymilvus gives them, best first: those of each leg, or
             those that Milvus has fused.
+
+    Returns:
+        The hits of the result; or those of each leg, where a ranker of the user is to rank them.
     """
-    key = search.layout.primary_key
     legs = [decoded(found) for found in hits]
-
-    def node(hit: Mapping[str, Any]) -> BaseNode:
-        return search.reader.node({**hit["entity"], key: _primary_key(hit, key)})
-
     if len(legs) > 1 and isinstance(search.ranker, CallableRanker):
-        nodes, scores = _ranked(query, options, search, legs, search.ranker, node)
-    else:
-        found, scores = _scored(query, options, search, legs)
-        if query.mode == _Mode.MMR and found:
-            found, scores = _diverse(query, options, search, found)
-        nodes = [node(hit) for hit in found]
-    if options.score_threshold is not None:
-        kept = [i for i, score in enumerate(scores) if score >= options.score_threshold]
-        nodes, scores = [nodes[i] for i in kept], [scores[i] for i in kept]
-    return VectorStoreQueryResult(
-        nodes=nodes, similarities=scores, ids=[node.node_id for node in nodes]
-    )
+        return [
+            ScoredHits(found, [similarity(leg.metric, hit["distance"]) for hit in found])
+            for leg, found in zip(search.legs, legs, strict=True)
+        ]
+    found, scores = _scored(query, options, search, legs)
+    least = options.score_threshold
+    if least is not None:
+        kept = [i for i, score in enumerate(scores) if score >= least]
+        found, scores = [found[i] for i in kept], [scores[i] for i in kept]
+    if query.mode == _Mode.MMR and found:
+        found, scores = _diverse(query, options, search, found)
+    return [ScoredHits(found, scores)]
+
+
+def node_of(search_and_hit: tuple[PreparedSearch, Mapping[str, Any]]) -> BaseNode:
+    """Make the node of a hit."""
+    search, hit = search_and_hit
+    key = search.layout.primary_key
+    return search.reader.node({**hit["entity"], key: _primary_key(hit, key)})
+
+
+def check_ranked(
+    options: SearchOptions, search: PreparedSearch, returned: Any
+) -> tuple[list[BaseNode], list[float]]:
+    """The nodes of a result and their scores, as a ranker of the user returned them.
+
+    Raises:
+        QueryError: It returned something else.
+    """
+    ranked: list[Any] = list(returned) if isinstance(returned, Iterable) else [None]
+    if not all(isinstance(one, NodeWithScore) for one in ranked):
+        if inspect.iscoroutine(returned):
+            returned.close()  # else Python warns that nobody awaited it
+        rank = cast(CallableRanker, search.ranker).rank
+        raise QueryError(
+            f"the ranker {rank!r} returned a {type(returned).__name__}; it must return a list of "
+            "NodeWithScore"
+        )
+    ranked = ranked[options.offset : options.offset + search.limit]
+    least = options.score_threshold
+    scored = [(one.node, float(one.score or 0.0)) for one in ranked]
+    kept = [(node, score) for node, score in scored if least is None or score >= least]
+    return [node for node, _ in kept], [score for _, score in kept]
 
 
 def _scored(
@@ -632,33 +770,6 @@ def _scored(
 def _primary_key(hit: Mapping[str, Any], name: str) -> Any:
     # Servers before 2.4 do not say what the primary key is called; pymilvus calls it "id" then.
     return hit[name] if name in hit else hit["id"]
-
-
-def _ranked(
-    query: VectorStoreQuery,
-    options: SearchOptions,
-    search: PreparedSearch,
-    legs: Sequence[Sequence[Mapping[str, Any]]],
-    ranker: CallableRanker,
-    node: Callable[[Mapping[str, Any]], BaseNode],
-) -> tuple[list[BaseNode], list[float]]:
-    """The nodes of the result and their scores, by the user's ranker."""
-    candidates = [
-        [
-            NodeWithScore(node=node(hit), score=similarity(leg.metric, hit["distance"]))
-            for hit in found
-        ]
-        for leg, found in zip(search.legs, legs, strict=True)
-    ]
-    returned: Any = ranker.rank(query, candidates)
-    ranked: list[Any] = list(returned) if isinstance(returned, Iterable) else [None]
-    if not all(isinstance(one, NodeWithScore) for one in ranked):
-        raise QueryError(
-            f"the ranker {ranker.rank!r} returned a {type(returned).__name__}; it must return a "
-            "list of NodeWithScore"
-        )
-    ranked = ranked[options.offset : options.offset + search.limit]
-    return [one.node for one in ranked], [float(one.score or 0.0) for one in ranked]
 
 
 def _diverse(

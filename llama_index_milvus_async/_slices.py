@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -61,7 +61,7 @@ class Slices:
         self._jobs: deque[_Job] = deque()
 
     async def convert(
-        self, items: Sequence[Item], convert: Callable[[Item], Result]
+        self, items: Iterable[Item], convert: Callable[[Item], Result]
     ) -> list[Result]:
         """Convert items one by one.
 

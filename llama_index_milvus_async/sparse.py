@@ -8,8 +8,6 @@ subclass of `BaseSparseEmbeddingFunction`, or by any other encoder that `SparseE
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import inspect
 import itertools
 import math
@@ -19,16 +17,16 @@ import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 from llama_index.core.vector_stores.utils import DEFAULT_TEXT_KEY
 from pymilvus import Function, FunctionType
 
+from ._calling import acall, call, is_asynchronous
 from ._vectors import FLOAT32_MAX
 from .errors import ConfigurationError, EncoderError
 
@@ -37,8 +35,6 @@ __all__ = [
     "BM25BuiltInFunction",
     "BaseSparseEmbeddingFunction",
 ]
-
-Result = TypeVar("Result")
 
 #: Milvus' bound on an index (pymilvus' `sparse_rows_to_proto` refuses what is larger).
 MAX_INDEX = 2**32 - 2
@@ -50,9 +46,11 @@ class BaseSparseEmbeddingFunction(ABC):
     """Computes the sparse embeddings of queries and documents on this side.
 
     A subclass defines `encode_queries` and `encode_documents`; both may block. The asynchronous
-    methods then call these in a thread, several of them at the same time where several calls of the
-    store do. One that has an asynchronous interface of its own overrides them; these are then
-    awaited on the event loop and must not block it.
+    methods then call these in a thread. One that has an asynchronous interface of its own overrides
+    them; these are then awaited on the event loop and must not block it.
+
+    The store calls it once at a time on each event loop. Its blocking methods, and other loops, may
+    call it at the same moment, so that it has to be safe in threads where these are used.
     """
 
     @abstractmethod
@@ -79,11 +77,13 @@ class BaseSparseEmbeddingFunction(ABC):
 
     async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """Encode the texts of queries; by default `encode_queries`, in a thread."""
-        return await _in_thread(self.encode_queries, queries)
+        vectors: list[dict[int, float]] = await acall(self.encode_queries, queries)
+        return vectors
 
     async def async_encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """Encode the texts of documents; by default `encode_documents`, in a thread."""
-        return await _in_thread(self.encode_documents, documents)
+        vectors: list[dict[int, float]] = await acall(self.encode_documents, documents)
+        return vectors
 
 
 class BGEM3SparseEmbeddingFunction(BaseSparseEmbeddingFunction):
@@ -292,12 +292,14 @@ class _Side:
 
     def encode(self, texts: list[str]) -> list[Any]:
         if self.blocking is None:
-            return _in_new_loop(self.aencode, texts)
+            vectors: list[Any] = call(self.aencode, texts)
+            return vectors
         return check_vectors(self.blocking(list(texts)), len(texts), self.name)
 
     async def aencode(self, texts: list[str]) -> list[Any]:
         if self.asynchronous is None:
-            return await _in_thread(self.encode, texts)
+            vectors: list[Any] = await acall(self.encode, texts)
+            return vectors
         return check_vectors(await self.asynchronous(list(texts)), len(texts), self.name)
 
 
@@ -411,10 +413,7 @@ def _function(
     twin: Callable[[list[str]], Awaitable[Any]] | None = None,
 ) -> _Side:
     """A function and, where there is one, its asynchronous twin."""
-    # Of objects that are called as functions, `__call__` is what may be one.
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        type(function).__call__
-    ):
+    if is_asynchronous(function):
         return _Side(name, None, twin or function)
     return _Side(name, function, twin)
 
@@ -439,60 +438,22 @@ def _async_twin(encoder: Any, name: str, blocking: str) -> Callable[..., Awaitab
     return twin  # of the object itself, not of its class
 
 
+# Every `BaseSparseEmbedding` has asynchronous methods, for they are abstract; those of models on
+# this machine, such as `FastEmbedSparseEmbedding`, just call the blocking ones. Nothing tells these
+# from real ones, so that the blocking ones are called, in a thread.
 def _core_queries(embedding: BaseSparseEmbedding) -> _Side:
     # It has no method for several queries, other than one that adds them up.
     name = f"{type(embedding).__name__}.get_query_embedding"
-    return _Side(name, partial(_encode_each, embedding), partial(_aencode_each, embedding))
+    return _Side(name, partial(_encode_each, embedding), None)
 
 
 def _core_documents(embedding: BaseSparseEmbedding) -> _Side:
     name = f"{type(embedding).__name__}.get_text_embedding_batch"
-    return _Side(name, embedding.get_text_embedding_batch, embedding.aget_text_embedding_batch)
+    return _Side(name, embedding.get_text_embedding_batch, None)
 
 
 def _encode_each(embedding: BaseSparseEmbedding, queries: list[str]) -> list[Any]:
     return [embedding.get_query_embedding(query) for query in queries]
-
-
-async def _aencode_each(embedding: BaseSparseEmbedding, queries: list[str]) -> list[Any]:
-    return await gather_or_cancel(embedding.aget_query_embedding(query) for query in queries)
-
-
-async def gather_or_cancel(awaitables: Iterable[Awaitable[Result]]) -> list[Result]:
-    """Await all; where one fails, the others do not run on."""
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-
-
-async def _in_thread(function: Callable[[list[str]], Result], texts: list[str]) -> Result:
-    """Run a blocking function in a thread of the loop's executor."""
-
-    def call() -> Result:
-        try:
-            return function(texts)
-        except StopIteration as error:
-            # A future refuses it and is never done (python/cpython#112182, fixed in 3.12); this is
-            # what a coroutine makes of it.
-            raise RuntimeError("the encoder raised StopIteration") from error
-
-    return await asyncio.to_thread(call)
-
-
-def _in_new_loop(function: Callable[[list[str]], Awaitable[Result]], texts: list[str]) -> Result:
-    """Run a coroutine function on an event loop of its own, in a thread of its own. Blocks."""
-
-    async def call() -> Result:
-        return await function(texts)
-
-    context = contextvars.copy_context()  # LlamaIndex keeps its current span there
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="sparse-encoder") as thread:
-        return thread.submit(lambda: context.run(asyncio.run, call())).result()
 
 
 def _one_name(argument: str, value: Any) -> list[str]:

@@ -54,7 +54,7 @@ from ._connections import Connections
 from ._core import Core, DeleteOptions, GetOptions, Overwrite, Ready, WriteOptions, make_ready
 from ._observability import is_observed, observing
 from ._once import Once
-from ._ranking import Ranker, Weighted, ranker_of
+from ._ranking import Weighted, ranker_of
 from ._schema import CollectionSettings, VectorField
 from ._search import SearchOptions, StoreOptions, read_options
 from .errors import ConfigurationError
@@ -103,7 +103,8 @@ class MilvusVectorStore(BasePydanticVectorStore):
 
     Every operation raises a
     [`MilvusVectorStoreError`][llama_index_milvus_async.errors.MilvusVectorStoreError] where it
-    fails, and no other exception of Milvus or gRPC.
+    fails, and no other exception of Milvus or gRPC. The one that makes the store ready may raise
+    what `connect` does, and all raise `StoreClosedError` once the store is closed.
 
     Args:
         uri: Address of a server (`"http://localhost:19530"`, an `https` address of Zilliz
@@ -133,9 +134,9 @@ class MilvusVectorStore(BasePydanticVectorStore):
             [`BaseSparseEmbeddingFunction`][llama_index_milvus_async.sparse.BaseSparseEmbeddingFunction],
             LlamaIndex' `BaseSparseEmbedding`, or a pair of functions (plain or `async`) that
             make of a list of texts a list of `{index: value}`, of queries and of documents.
-            It is called once for the texts of a batch, one call at a time, and never on the
-            event loop unless it is asynchronous. A store rebuilt of a dump has to be given
-            it again.
+            It is called once for the texts of a batch, one call at a time on each event loop,
+            and never on the loop unless it is asynchronous; blocking calls in several threads
+            call it at the same time. A store rebuilt of a dump has to be given it again.
         index_management: Whether to create a missing index.
         batch_size: Most rows of one insert; its bytes are bounded besides.
         index_config: `index_type` (default `"FLAT"`), `metric_type` and the parameters of the
@@ -152,14 +153,15 @@ class MilvusVectorStore(BasePydanticVectorStore):
             the metadata, which is every scalar field by default.
         hybrid_ranker: How the legs of a hybrid search become one list: `"RRFRanker"`,
             `"WeightedRanker"`, a pymilvus ranker or `Function` of type `RERANK`, or a callable
-            that runs here and takes the query and a list of `NodeWithScore` for each leg.
+            that runs here and takes the query and a list of `NodeWithScore` for each leg. It may
+            be a coroutine function; asynchronous queries call another one in a thread.
         hybrid_ranker_params: `{"k": 60}`, or `{"weights": [1.0, 1.0], "norm_score": True}`:
             dense and sparse, in 0..1.
         use_async_client: Without it, the asynchronous methods run the blocking client in a
             thread.
         id_field: Column of the node ids, the primary key.
         timeout: Seconds for each RPC, further attempts included; `None` bounds their number, not
-            their time.
+            their time. Operations have a `timeout` of their own, whose `None` means this one.
         max_in_flight: RPCs under way at once on each event loop.
         dense_fields: Further dense embeddings: column name to settings, `dim` and optionally
             `metric_type`, `type` (`DataType.FLOAT_VECTOR`, `FLOAT16_VECTOR`, `BFLOAT16_VECTOR`,
@@ -237,7 +239,6 @@ class MilvusVectorStore(BasePydanticVectorStore):
     _connections: Connections = PrivateAttr()
     _ready: Once[Ready] = PrivateAttr()
     _overwrite: Overwrite = PrivateAttr()
-    _ranker: Ranker = PrivateAttr()
     _function: Function | None = PrivateAttr()
     _encoder: SparseEncoder | None = PrivateAttr()
 
@@ -332,7 +333,6 @@ class MilvusVectorStore(BasePydanticVectorStore):
             # Not chained: pydantic's text shows the values, and one may be a password.
             raise ConfigurationError(validation_message(error)) from None
         self._overwrite = Overwrite(pending=self.overwrite)
-        self._ranker = ranker
         self._encode_sparse()
         self._connect_lazily()
 
@@ -458,7 +458,13 @@ class MilvusVectorStore(BasePydanticVectorStore):
 
     @property
     def client(self) -> MilvusClient:
-        """A connected pymilvus `MilvusClient`; makes the store ready. Blocks."""
+        """A connected pymilvus `MilvusClient`; makes the store ready. Blocks.
+
+        What is called on it raises pymilvus' exceptions.
+
+        Raises:
+            MilvusVectorStoreError: As `connect` does.
+        """
         self._ready.get()
         return self._connections.sync_client()
 
@@ -466,11 +472,14 @@ class MilvusVectorStore(BasePydanticVectorStore):
     def aclient(self) -> AsyncMilvusClient:
         """The pymilvus `AsyncMilvusClient` of the running event loop.
 
-        Its first call makes the store ready and connects, once for concurrent ones, unless
-        `aconnect()` was awaited before.
+        Its first call makes the store ready and connects, once for concurrent ones, and may raise
+        what `connect` does; otherwise calls raise pymilvus' exceptions. Does not block, but where
+        it starts Milvus Lite (half a second), with an exception of pymilvus where that fails. After
+        `aconnect()` all of this has happened.
 
         Raises:
             ConfigurationError: No event loop is running, or `use_async_client` is `False`.
+            StoreClosedError: The store is closed.
         """
         if not self.use_async_client:
             raise ConfigurationError("aclient: the store was built with use_async_client=False")
@@ -484,13 +493,35 @@ class MilvusVectorStore(BasePydanticVectorStore):
         return backend.client()
 
     def connect(self) -> MilvusVectorStore:
-        """Make the store ready now rather than at the first operation. Blocks."""
+        """Make the store ready now rather than at the first operation. Blocks.
+
+        Once it is ready, this does nothing.
+
+        Raises:
+            ConfigurationError: `dim` is missing for a new collection, `overwrite` names an alias,
+                Milvus is too old for what the arguments ask, or the URI or a certificate cannot be
+                used.
+            CollectionError: The existing collection does not fit the arguments.
+            LiteNotInstalledError: The URI is a `.db` path, and Milvus Lite is not installed.
+            LiteFileError: Milvus Lite cannot open the path.
+            UnreachableError: Nobody answers at the address; `CertificateError` where the server's
+                certificate is not trusted.
+            AuthenticationError: Token or password are wrong; `PermissionDeniedError` where a
+                privilege is missing.
+            RequestTimeoutError: Milvus did not answer in time.
+            ServerError: Milvus refused.
+            StoreClosedError: The store is closed.
+        """
         self._connections.check_open()
         self._ready.get()
         return self
 
     async def aconnect(self) -> MilvusVectorStore:
-        """Make the store ready and connect on the running loop, without blocking it."""
+        """Make the store ready and connect on the running loop, without blocking it.
+
+        Raises:
+            MilvusVectorStoreError: As `connect` does.
+        """
         self._connections.check_open()
         await self._ready.aget()
         if self.use_async_client:
@@ -498,14 +529,26 @@ class MilvusVectorStore(BasePydanticVectorStore):
         return self
 
     def close(self) -> None:
-        """Close all connections; the store cannot be used again. Closing twice is no error."""
+        """Close all connections; the store cannot be used again. Closing twice is no error.
+
+        Blocks where a thread is just connecting, until it has (10 seconds at most). Clients of
+        event loops that run in other threads are closed by their loops, soon after this returns.
+
+        Calls under way end at once: in `StoreClosedError` where they have done nothing. A write
+        that was sent may be carried out, and ends as if its connection was lost: in
+        `WriteOutcomeUnknownError` where it must not be repeated, otherwise in `UnreachableError`.
+        """
         self._connections.close()
 
     async def aclose(self) -> None:
-        """Close all connections; the store cannot be used again. Closing twice is no error."""
+        """Close all connections without blocking the event loop; see `close`.
+
+        The client of the running loop is closed when this returns.
+        """
         await self._connections.aclose()
 
     def __enter__(self) -> MilvusVectorStore:
+        """Make the store ready; see `connect`."""
         return self.connect()
 
     def __exit__(
@@ -517,6 +560,7 @@ class MilvusVectorStore(BasePydanticVectorStore):
         self.close()
 
     async def __aenter__(self) -> MilvusVectorStore:
+        """Make the store ready; see `aconnect`."""
         return await self.aconnect()
 
     async def __aexit__(
@@ -541,15 +585,22 @@ class MilvusVectorStore(BasePydanticVectorStore):
             **add_kwargs: `milvus_partition_name` (str), the partition to write to;
                 `force_flush` (bool), to seal the rows before returning; `show_progress` (bool),
                 to show a bar, in a terminal or a notebook; `timeout` (float), seconds for each
-                RPC.
+                RPC, the store's where it is `None`.
 
         Returns:
             The ids of the nodes, in their order.
 
         Raises:
+            ConfigurationError: A keyword argument is unknown or not allowed.
+            CollectionError: The collection numbers its rows itself (`auto_id`), or needs vectors
+                that nodes do not have, or a sparse embedding function that the store does not have.
+            EncoderError: The sparse embedding function returned what is no embedding. Nothing was
+                written.
             NodeError: Nodes lack an embedding, have one of another dimension or with NaN, or a
                 text, id or metadata that Milvus cannot hold. Nothing was written.
             PartialWriteError: A batch failed after others were written.
+            WriteOutcomeUnknownError: The connection was lost, or the time was over, during an
+                insert that must not be repeated. It has the ids.
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(WriteOptions, "add", add_kwargs)
@@ -569,9 +620,11 @@ class MilvusVectorStore(BasePydanticVectorStore):
         Args:
             ref_doc_id: The id of the document, or a list of ids.
             **delete_kwargs: `milvus_partition_name` (str), to delete within one partition only;
-                `timeout` (float), seconds for each RPC.
+                `timeout` (float), seconds for each RPC, the store's where it is `None`.
 
         Raises:
+            ConfigurationError: A keyword argument is unknown or not allowed.
+            QueryError: An id is no text; nothing is deleted.
             FilterError: The collection has no document ids.
             ServerError: Milvus refused or could not be reached.
         """
@@ -596,9 +649,10 @@ class MilvusVectorStore(BasePydanticVectorStore):
         Args:
             node_ids: Ids, any number. An empty list deletes nothing.
             filters: Metadata filters.
-            **delete_kwargs: `milvus_partition_name` (str) and `timeout` (float).
+            **delete_kwargs: `milvus_partition_name` (str) and `timeout` (float), as for `delete`.
 
         Raises:
+            ConfigurationError: A keyword argument is unknown or not allowed.
             QueryError: Neither ids nor filters are given; nothing is deleted.
             FilterError: A filter cannot be expressed; nothing is deleted.
             ServerError: Milvus refused or could not be reached.
@@ -631,14 +685,16 @@ class MilvusVectorStore(BasePydanticVectorStore):
         Args:
             node_ids: Ids, any number; those that are not in the collection are left out.
             filters: Metadata filters. Filters without a condition select every node.
-            **kwargs: `milvus_partition_names` (str or list), `consistency_level` (str),
-                `timeout` (float), and `output_fields` (list), fields in place of the store's.
+            **kwargs: `milvus_partition_names` (str or list); `consistency_level` (str);
+                `timeout` (float), seconds for each RPC, the store's where it is `None`; and
+                `output_fields` (list), fields in place of the store's.
 
         Returns:
             The nodes, in the order of `node_ids`, or else of the primary key. They carry their
             embeddings where the output fields name `embedding_field`.
 
         Raises:
+            ConfigurationError: A keyword argument is unknown or not allowed.
             QueryError: Neither ids nor filters are given.
             FilterError: A filter cannot be expressed.
             RowError: A row holds no readable node.
@@ -667,9 +723,10 @@ class MilvusVectorStore(BasePydanticVectorStore):
         The rows are deleted: collection, index, partitions, aliases and grants stay.
 
         Args:
-            timeout: Seconds for each RPC.
+            timeout: Seconds for each RPC; `None` means the store's.
 
         Raises:
+            ConfigurationError: `timeout` is not allowed.
             ServerError: Milvus refused or could not be reached.
         """
         check_timeout(timeout)
@@ -700,17 +757,22 @@ class MilvusVectorStore(BasePydanticVectorStore):
                 `radius` and `range_filter`; `sparse_search_config`, the same for the sparse
                 field; `milvus_ranker`, in place of the store's `hybrid_ranker`; `hybrid_fields`
                 (list), the dense fields of a hybrid search; `string_expr` (str), a Milvus
-                boolean expression; `offset` (int), hits to skip; `group_by_field` (str),
-                `group_size` (int) and `strict_group_size` (bool); `score_threshold` (float), the
-                least similarity; `mmr_threshold` (0..1), and `mmr_prefetch_factor` or
+                boolean expression; `offset` (int), hits to skip, which for `HYBRID` and `MMR` have
+                to be among the candidates; `group_by_field` (str), `group_size` (int) and
+                `strict_group_size` (bool); `score_threshold` (float), the least similarity, for
+                `MMR` of a candidate; `mmr_threshold` (0..1), and `mmr_prefetch_factor` or
                 `mmr_prefetch_k` for the candidates of MMR, which `mmr_over="hybrid"` finds by a
-                hybrid search; `consistency_level` (str); `timeout` (float), seconds for each RPC.
+                hybrid search; `consistency_level` (str); `timeout` (float), seconds for each RPC,
+                the store's where it is `None`.
 
         Returns:
             Nodes, similarities and ids, best first. Similarities rise with relevance for every
             metric; for `HYBRID` they are the ranker's scores, for `MMR` those of the choice.
 
         Raises:
+            ConfigurationError: A keyword argument is unknown or not allowed.
+            CollectionError: The collection needs a sparse embedding function that the store does
+                not have.
             QueryError: The mode is not supported, or lacks what it needs.
             EncoderError: The sparse embedding function returned what is no embedding.
             FilterError: A filter cannot be expressed.
@@ -740,7 +802,10 @@ class MilvusVectorStore(BasePydanticVectorStore):
             One result for each query, in their order.
 
         Raises:
+            ConfigurationError: A keyword argument is unknown or not allowed.
+            CollectionError: As for `query`; none is sent.
             QueryError: A query lacks what it needs; none is sent.
+            EncoderError: The sparse embedding function returned what is no embedding; none is sent.
             FilterError: A filter cannot be expressed; none is sent.
             RowError: A row holds no readable node.
             ServerError: Milvus refused or could not be reached.
@@ -801,7 +866,11 @@ class MilvusVectorStore(BasePydanticVectorStore):
             batch_size=self.batch_size,
             encoder=self._encoder,
             options=StoreOptions(
-                self.consistency_level, self.output_fields, self.search_config, self._ranker
+                self.consistency_level,
+                self.output_fields,
+                self.search_config,
+                # A user may have assigned another one.
+                ranker_of(self.hybrid_ranker, self.hybrid_ranker_params, "hybrid_ranker"),
             ),
         )
 

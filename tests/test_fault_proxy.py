@@ -261,9 +261,11 @@ def test_a_cut_after_some_bytes(echo, proxy, connect, direction):
 
 def test_a_server_that_is_gone_resets_its_clients():
     proxy = FaultyProxy(f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(ConnectionResetError):  # already while it connects, where that takes long
-        with socket.create_connection(("127.0.0.1", proxy.port), timeout=LONG) as client:
-            client.recv(1)
+    with (
+        pytest.raises(ConnectionResetError),  # while it connects already, where that takes long
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=LONG) as client,
+    ):
+        client.recv(1)
     proxy.close()
     proxy.close()
 

@@ -438,3 +438,16 @@ async def test_any_number_of_nodes_is_deleted(make_store, coloured):
     assert await remaining() == sorted(names(range(MANY + 1_500, MANY + 3_000)))
     await store.delete([f"document of {name}" for name in names(range(MANY, MANY + 2_999))])
     assert await remaining() == names([MANY + 2_999])
+
+
+@pytest.mark.parametrize("fields", ["embedding", [5], 5])
+async def test_fields_to_return_that_are_no_list_of_names_are_refused(store, fields):
+    with pytest.raises(QueryError, match=r"output_fields is .*; it must be a list of names"):
+        await store.get_nodes(["node-0"], output_fields=fields)
+
+
+@pytest.mark.parametrize("ids", ["node-0", 5])
+async def test_ids_that_are_no_list_are_refused(store, ids):
+    for operation in (store.get_nodes, store.delete_nodes):
+        with pytest.raises(QueryError, match=f"node_ids is {ids!r}; it must be a list of ids"):
+            await operation(ids)

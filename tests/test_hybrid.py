@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import math
 import pickle
 import re
+import threading
 import time
 import zlib
 from abc import ABC, abstractmethod
@@ -25,6 +27,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from pymilvus import DataType, Function, FunctionType, RRFRanker, WeightedRanker
+from pymilvus.grpc_gen.milvus_pb2 import SearchRequest
 
 from llama_index_milvus_async import (
     CollectionError,
@@ -33,6 +36,7 @@ from llama_index_milvus_async import (
     NodeError,
     QueryError,
     ServerError,
+    _core,
 )
 from llama_index_milvus_async._expressions import Dialect
 from llama_index_milvus_async.errors import EncoderError
@@ -254,9 +258,9 @@ class Setup:
     def legs(self, query, nodes=NODES):
         return [self.dense(query, nodes), self.sparse(query, nodes)]
 
-    def hybrid(self, query, fuse=weighted, *arguments, offset=0, nodes=NODES):
+    def hybrid(self, query, fuse=weighted, *arguments, nodes=NODES):
         """Fused of as many candidates as are documented."""
-        limit = (query.hybrid_top_k or query.similarity_top_k) + offset
+        limit = query.hybrid_top_k or query.similarity_top_k
         limits = [
             max(query.similarity_top_k, limit),
             max(query.sparse_top_k or query.similarity_top_k, limit),
@@ -579,6 +583,17 @@ async def test_alpha_is_ignored_by_other_modes(either, coloured):
 
 
 @lite
+async def test_with_alpha_0_the_candidates_of_mmr_are_those_of_the_sparse_search(either, coloured):
+    store = coloured(either.store)
+    query = query_for(MMR, similarity_top_k=8, alpha=0.0, mmr_threshold=1.0)
+    result = await store.query(query, mmr_over="hybrid", mmr_prefetch_k=8)
+    sparse = await store.query(query_for(SPARSE, similarity_top_k=8))
+    assert set(result.ids) == set(sparse.ids)
+    nearest = dense_scores(either.metric, query.query_embedding, NODES)
+    assert result.ids == [one for one in best((either.metric, nearest), N) if one in result.ids]
+
+
+@lite
 async def test_alpha_weighs_the_candidates_of_mmr(setup, coloured):
     query = query_for(MMR, similarity_top_k=4, alpha=0.25)
     candidates = setup.hybrid(query_for(similarity_top_k=12), relative, (0.25, 0.75))
@@ -629,19 +644,16 @@ async def test_a_bad_alpha_is_refused(unconnected, coloured, mode, alpha):
     ],
     ids=label,
 )
-@pytest.mark.parametrize("offset", [0, 3])
-async def test_numbers_of_hits(either, coloured, top_ks, offset):
+async def test_numbers_of_hits(either, coloured, top_ks):
     store, weights = coloured(either.store), (0.6, 0.4)
     limit = top_ks.get("hybrid_top_k", top_ks["similarity_top_k"])
     query = query_for(**top_ks)
-    result = await store.query(query, milvus_ranker=WeightedRanker(*weights), offset=offset)
-    expected = either.hybrid(query, weighted, weights, offset=offset)
-    assert_best(result, expected, limit, offset)
+    result = await store.query(query, milvus_ranker=WeightedRanker(*weights))
+    assert_best(result, either.hybrid(query, weighted, weights), limit)
 
     query = query_for(**top_ks, alpha=0.6)
-    result = await store.query(query, offset=offset)
-    expected = either.hybrid(query, relative, weights, offset=offset)
-    assert_best(result, expected, limit, offset)
+    result = await store.query(query)
+    assert_best(result, either.hybrid(query, relative, weights), limit)
 
 
 ONE_LEG = [
@@ -877,7 +889,7 @@ async def test_a_ranker_of_the_store(on_encoded, encoded, coloured, name, offset
     store = coloured(on_encoded(hybrid_ranker=ranker, hybrid_ranker_params=params))
     query = query_for(hybrid_top_k=7, sparse_top_k=15)
     result = await store.query(query, offset=offset)
-    assert_best(result, encoded.hybrid(query, fuse, *arguments, offset=offset), 7, offset)
+    assert_best(result, encoded.hybrid(query, fuse, *arguments), 7, offset)
 
 
 @lite
@@ -993,6 +1005,46 @@ async def test_a_ranker_of_the_store_is_not_asked_about_one_leg(on_encoded, colo
     for ranker in (rank, WeightedRanker(0.5, 0.5), rerank(reranker="rrf")):
         store = coloured(on_encoded(hybrid_ranker=ranker))
         assert len((await store.query(query_for(alpha=alpha))).ids) == 10
+
+
+@lite
+async def test_a_callable_runs_beside_the_event_loop(encoded, coloured, colour):
+    here, threads = threading.get_ident(), []
+
+    def rank(query, legs):
+        threads.append(threading.get_ident())
+        return legs[0]
+
+    def generate(query, legs):
+        threads.append(threading.get_ident())
+        yield from legs[0]
+
+    for ranker in (rank, generate):
+        result = await coloured(encoded.store).query(query_for(), milvus_ranker=ranker)
+        assert len(result.ids) == 10
+    assert all((thread == here) == (colour == "sync") for thread in threads)
+
+
+@lite
+async def test_a_coroutine_function_ranks(encoded, coloured):
+    async def rank(query, legs):
+        await asyncio.sleep(0)
+        return legs[1][:3]
+
+    store = coloured(encoded.store)
+    result = await store.query(query_for(), milvus_ranker=rank)
+    expected = await store.query(query_for(SPARSE, similarity_top_k=3))
+    assert (result.ids, result.similarities) == (expected.ids, expected.similarities)
+    with pytest.raises(QueryError, match="returned a coroutine"):  # and no warning of it
+        await store.query(query_for(), milvus_ranker=lambda query, legs: rank(query, legs))
+
+
+@lite
+async def test_a_ranker_that_is_assigned_is_the_next_query_s(on_encoded, encoded, coloured):
+    store = on_encoded(hybrid_ranker="RRFRanker")
+    store.hybrid_ranker = WeightedRanker(0.25, 1.0)
+    result = await coloured(store).query(query_for())
+    assert_best(result, encoded.hybrid(query_for(), weighted, (0.25, 1.0)), 10)
 
 
 @lite
@@ -1142,6 +1194,56 @@ async def test_sparse_hits_are_skipped(either, coloured, mode, offset):
     assert_best(result, either.sparse(query_for())[1], 10, offset)
 
 
+PAGED = {
+    "rrf": (HYBRID, None, {}),
+    "weights": (HYBRID, None, {"milvus_ranker": WeightedRanker(0.5, 1.0)}),
+    "alpha": (HYBRID, 0.5, {}),
+    "callable": (HYBRID, None, {"milvus_ranker": rrf_here(60)}),
+    "mmr": (MMR, None, {"mmr_prefetch_k": 20}),
+    "mmr over hybrid": (MMR, None, {"mmr_over": "hybrid", "mmr_prefetch_k": 20}),
+}
+
+
+@lite
+@pytest.mark.parametrize("name", PAGED)
+async def test_pages_are_of_one_ranking(either, coloured, name):
+    mode, alpha, options = PAGED[name]
+    store, pages = coloured(either.store), []
+    size = (
+        {"similarity_top_k": 20, "hybrid_top_k": 4} if mode is HYBRID else {"similarity_top_k": 4}
+    )
+    for offset in range(0, 20, 4):
+        query = query_for(mode, alpha=alpha, **size)
+        pages += (await store.query(query, offset=offset, **options)).ids
+    everything = query_for(mode, alpha=alpha, similarity_top_k=20)
+    assert len(set(pages)) == 20
+    if name != "mmr over hybrid":  # of as many candidates, where RRF has ties at the end
+        assert pages == (await store.query(everything, **options)).ids
+
+
+@pytest.mark.parametrize(
+    ("query", "options", "message"),
+    [
+        (
+            query_for(),
+            {"offset": 1},
+            "offset is 1: 1 and 10 hits are more than each leg .* least 11",
+        ),
+        (query_for(alpha=0.5), {"offset": 5}, "at least 15"),
+        (query_for(hybrid_top_k=3), {"offset": 8}, "at least 11, .*hybrid_top_k=3"),
+        (query_for(hybrid_top_k=3, sparse_top_k=5), {"offset": 3}, "at least 6"),
+        (query_for(MMR), {"offset": 31}, "MMR chooses 31 and 10 hits of 40 candidates"),
+        (query_for(MMR), {"offset": 1, "mmr_prefetch_k": 10}, "larger mmr_prefetch_k"),
+    ],
+    ids=label,
+)
+async def test_a_page_beyond_the_candidates_is_refused(
+    unconnected, coloured, query, options, message
+):
+    with pytest.raises(QueryError, match=message):
+        await coloured(unconnected).query(query, **options)
+
+
 @pytest.mark.parametrize("offset", [-1, 16_384, True, 1.5, "1", None])
 async def test_a_bad_offset_is_refused(unconnected, coloured, offset):
     with pytest.raises(QueryError, match=f"offset is {offset!r}; it must be an integer in 0"):
@@ -1229,6 +1331,9 @@ async def test_an_unknown_field_to_group_by_surfaces_with_the_server_s_reason(ei
     ("options", "message"),
     [
         ({"group_size": 2}, "group_size has no effect without group_by_field; pass both"),
+        ({"strict_group_size": True}, "strict_group_size has no effect without group_by_field"),
+        ({"group_by_field": ""}, "group_by_field is ''; it must be the name of a field"),
+        ({"group_by_field": ["kind"]}, "group_by_field is"),
         ({"group_by_field": "kind", "group_size": 0}, "group_size is 0; it must be an integer"),
         ({"group_by_field": "kind", "group_size": True}, "group_size is True"),
         ({"group_by_field": "kind", "group_size": 1.5}, r"group_size is 1\.5"),
@@ -1274,6 +1379,15 @@ async def test_a_threshold_of_sparse_and_hybrid_search(either, coloured, mode, a
     await check_threshold(coloured(either.store), query_for(mode, alpha=alpha), **options)
 
 
+async def test_mmr_chooses_among_what_is_similar_enough(dense, coloured):
+    store = coloured(dense.store)
+    least = (await store.query(query_for(DEFAULT))).similarities[5]
+    query = query_for(MMR, mmr_threshold=0.4)
+    result = await store.query(query, score_threshold=least)
+    nearest = (await store.query(query_for(DEFAULT, similarity_top_k=6))).ids
+    assert set(result.ids) == set(nearest)
+
+
 @pytest.mark.parametrize("threshold", [math.nan, math.inf, "0.5", True, [0.5]])
 async def test_a_bad_threshold_is_refused(unconnected, coloured, threshold):
     message = re.escape(f"score_threshold is {threshold!r}; it must be a number")
@@ -1306,9 +1420,10 @@ async def test_a_range_of_distances(dense, coloured, nested):
 
 @lite
 @pytest.mark.parametrize("mode", [SPARSE, TEXT_SEARCH])
-async def test_a_range_of_inner_products(encoded, coloured, mode):
-    ids, near, far = within(encoded.sparse(query_for()), 2, 7)
-    result = await coloured(encoded.store).query(
+async def test_a_range_of_sparse_scores(either, coloured, mode):
+    """Of BM25 in the sense of a server, though Milvus Lite gives them a minus."""
+    ids, near, far = within(either.sparse(query_for()), 2, 7)
+    result = await coloured(either.store).query(
         query_for(mode), sparse_search_config={"radius": far, "range_filter": near}
     )
     assert result.ids == ids
@@ -2057,7 +2172,7 @@ VARIATIONS = [
     ({"filters": filters(("kind", "==", "poem"))}, {}),
     ({"filters": filters(("kind", "==", "play"))}, {}),
     ({"doc_ids": ["doc-1", "doc-2", "doc-3"]}, {}),
-    ({}, {"offset": 2}),
+    ({"hybrid_top_k": 8}, {"offset": 2}),
     ({}, {"group_by_field": "kind"}),
     ({}, {"score_threshold": 0.02}),
     ({"output_fields": ["embedding"]}, {}),
@@ -2332,3 +2447,42 @@ def test_a_ranker_that_is_lost_is_refused_rather_than_replaced(ranker):
         MilvusVectorStore.from_dict(store.to_dict())
     again = MilvusVectorStore.from_dict(store.to_dict(), hybrid_ranker=ranker)
     assert again.hybrid_ranker is ranker
+
+
+async def test_the_analyzer_of_a_query_is_sent_as_milvus_reads_it(recorder, make_store, coloured):
+    """Beside the parameters of the index, among which it would be ignored."""
+    store = make_store(uri=recorder.uri)
+    await coloured(store).connect()
+    config = {"analyzer_name": "english", "ef": 64}
+    await coloured(store).query(query_for(DEFAULT), milvus_search_config=config)
+    [search] = [call for call in recorder.calls if call.method == "Search"]
+    request = SearchRequest.FromString(search.body)
+    sent = {pair.key: pair.value for pair in request.search_params}
+    assert sent["analyzer_name"] == "english"
+    assert json.loads(sent["params"])["ef"] == 64
+
+
+@lite
+async def test_the_nodes_of_one_query_are_made_in_slices(make_store, monkeypatch):
+    store = make_store()
+    await store.async_add(make_nodes(300))
+    ticks, seen = 0, []
+    node_of = _core.node_of
+
+    def slow_node_of(hit):
+        seen.append(ticks)
+        time.sleep(0.001)
+        return node_of(hit)
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(_core, "node_of", slow_node_of)
+    ticking = asyncio.ensure_future(tick())
+    result = await store.aquery(query_for(DEFAULT, similarity_top_k=300))
+    ticking.cancel()
+    assert len(result.ids) == len(seen) == 300
+    assert len(set(seen)) > 30

@@ -448,6 +448,11 @@ MISMATCHES = {
         {"similarity_metric": "L2"},
         ("'embedding'", "found metric IP", "similarity_metric='L2'", "similarity_metric='IP'"),
     ),
+    "metric of the index": (
+        {"fields": fields(), "index": FLAT},
+        {"index_config": {"metric_type": "L2"}},
+        ("found metric IP", "index_config={'metric_type': 'L2'}. Pass index_config={'metric_type'"),
+    ),
 }
 
 

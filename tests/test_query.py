@@ -471,6 +471,22 @@ async def test_an_hnsw_index_finds_the_few_among_many_that_pass_a_filter(tenants
     assert sorted(found) == sorted(f"node-{i}" for i in range(7, 2_000, 100))
 
 
+@pytest.mark.engines("lite")
+@pytest.mark.parametrize("index_type", ["AUTOINDEX", "IVF_FLAT", "IVF_SQ8", "HNSW_SQ"])
+async def test_every_approximate_index_of_lite_finds_the_few(make_store, coloured, index_type):
+    # `AUTOINDEX` is an HNSW there.
+    store = make_store(
+        similarity_metric="COSINE", index_config={"index_type": index_type}, batch_size=2_000
+    )
+    store.add(make_nodes(2_000, tenant=lambda i: i % 100), force_flush=True)
+    build_index(store)
+    query = query_for(similarity_top_k=20, filters=filters(("tenant", "==", 7)))
+    expected = sorted(f"node-{i}" for i in range(7, 2_000, 100))
+    assert sorted((await coloured(store).query(query)).ids) == expected
+    query = query_for(similarity_top_k=500)
+    assert len((await coloured(store).query(query)).ids) == 500
+
+
 # Consistency and time
 
 
@@ -799,6 +815,49 @@ async def test_bad_search_parameters_raise_the_package_s_errors_or_none(
         assert len(result.ids) == 10
 
 
-async def test_search_parameters_that_are_no_mapping_are_refused(store, coloured):
-    with pytest.raises(QueryError, match="milvus_search_config"):
-        await coloured(store).query(query_for(), milvus_search_config="ef=4")
+@pytest.mark.parametrize("name", ["milvus_search_config", "sparse_search_config"])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("ef=4", "it must be a mapping"),
+        ({"params": 7}, "it must be a mapping"),
+        ({"offset": 2}, "has an offset; pass it to the query itself"),
+    ],
+)
+async def test_bad_search_parameters_are_refused(store, coloured, name, config, message):
+    with pytest.raises(QueryError, match=f"{name} .*{message}"):
+        await coloured(store).query(query_for(), **{name: config})
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        ({"query_str": 5}, {}, "query_str is 5; it must be a text"),
+        ({"embedding_field": ["x"]}, {}, r"embedding_field is \['x'\]; it must be a text"),
+        ({"query_embedding": 5}, {}, "query_embedding is 5; it must be a list of numbers"),
+        ({"node_ids": 5}, {}, "node_ids is 5; it must be a list of ids"),
+        ({"doc_ids": "doc-1"}, {}, "doc_ids is 'doc-1'; it must be a list of ids"),
+        ({"output_fields": "embedding"}, {}, "output_fields is 'embedding'; it must be a list"),
+        ({"output_fields": [5]}, {}, r"output_fields is \[5\]"),
+        ({}, {"string_expr": 5}, "string_expr is 5; it must be a text"),
+        ({}, {"milvus_partition_names": 5}, "milvus_partition_names is 5; name partitions"),
+        ({}, {"milvus_partition_names": [5]}, r"milvus_partition_names is \[5\]"),
+        ({}, {"hybrid_fields": 5}, "hybrid_fields is 5; it must be a list of dense vector"),
+        ({}, {"hybrid_fields": [["x"]]}, "hybrid_fields is"),
+        ({}, {"mmr_prefetch_k": -1}, "mmr_prefetch_k is -1"),
+        ({}, {"mmr_threshold": 99}, "mmr_threshold is 99"),
+    ],
+    ids=label,
+)
+async def test_what_is_of_another_type_is_refused(store, coloured, given, options, message):
+    query = query_for()
+    for name, value in given.items():
+        setattr(query, name, value)
+    with pytest.raises(QueryError, match=message):
+        await coloured(store).query(query, **options)
+
+
+@pytest.mark.parametrize("ranker", ["junk", 12345])
+async def test_a_bad_ranker_is_refused_where_there_is_nothing_to_rank(store, coloured, ranker):
+    with pytest.raises(ConfigurationError, match="milvus_ranker is"):
+        await coloured(store).query(query_for(), milvus_ranker=ranker)

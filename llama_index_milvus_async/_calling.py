@@ -1,0 +1,68 @@
+"""Calls of functions that users pass, blocking or coroutine functions, in either colour."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+def is_asynchronous(function: Callable[..., Any]) -> bool:
+    """Whether a function, or an object that is called as one, has to be awaited."""
+    # Of objects that are called as functions, `__call__` is what may be one.
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        type(function).__call__
+    )
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function. Blocks.
+
+    A coroutine function runs on an event loop of its own, in a thread of its own, so that this
+    also works where a loop is running.
+    """
+    if not is_asynchronous(function):
+        return function(*arguments)
+
+    async def run() -> Any:
+        return await function(*arguments)
+
+    context = contextvars.copy_context()  # LlamaIndex keeps its current span there
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="coroutine") as thread:
+        return thread.submit(lambda: context.run(asyncio.run, run())).result()
+
+
+async def acall(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function without blocking the event loop.
+
+    A coroutine function is awaited; another one runs in a thread of the loop's executor.
+    """
+    if is_asynchronous(function):
+        return await function(*arguments)
+
+    def run() -> Any:
+        try:
+            return function(*arguments)
+        except StopIteration as error:
+            # A future refuses it and is never done (python/cpython#112182, fixed in 3.12); this is
+            # what a coroutine makes of it.
+            raise RuntimeError(f"{function!r} raised StopIteration") from error
+
+    return await asyncio.to_thread(run)
+
+
+async def gather_or_cancel(awaitables: Iterable[Awaitable[Result]]) -> list[Result]:
+    """Await all; where one fails, the others do not run on."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
