@@ -1175,6 +1175,8 @@ def small(request, fake_milvus):
     values = SMALL[kind][0]
     store = MilvusVectorStore(
         uri=fake_milvus.uri,
+        # pymilvus remembers schemas by address, and a port may be used again.
+        collection_name=collection_name("small"),
         dim=DIM,
         dense_fields={"small": {"dim": len(values), "type": kind}},
         enable_sparse=True,
