@@ -28,7 +28,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
 # pymilvus reads MILVUS_URI as well, while it is imported, and refuses the path of a file in it.
@@ -47,7 +47,7 @@ try:
     from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
     from pydantic import BaseModel, Field
 
-    from examples.async_rag import CHUNK_OVERLAP, CHUNK_SIZE, load_embed_model
+    from examples.async_rag import CHUNK_OVERLAP, CHUNK_SIZE, DemoError, load_embed_model
     from llama_index_milvus_async import MilvusVectorStore
     from llama_index_milvus_async.errors import (
         FilterError,
@@ -60,6 +60,9 @@ try:
 except ImportError as error:
     print(f"fastapi_service.py: {error}. Install what it needs: {INSTALL}", file=sys.stderr)
     sys.exit(2)
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
 
 logger = logging.getLogger("uvicorn.error")  # uvicorn's log of everything but requests
 
@@ -285,7 +288,21 @@ async def answer_bad_request(request: Request, error: Exception) -> JSONResponse
     return JSONResponse({"detail": problems}, 422)
 
 
-def create_app(embed_model: BaseEmbedding | None = None) -> FastAPI:
+class Service(FastAPI):
+    """FastAPI that can tell in a sentence why it does not start, in place of a traceback."""
+
+    problem = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and self.problem:
+                message = {**message, "message": self.problem}
+            await send(message)
+
+        await super().__call__(scope, receive, tell if scope["type"] == "lifespan" else send)
+
+
+def create_app(embed_model: BaseEmbedding | None = None) -> Service:
     """Build the service.
 
     Args:
@@ -305,8 +322,15 @@ def create_app(embed_model: BaseEmbedding | None = None) -> FastAPI:
     )
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        model = embed_model or await asyncio.to_thread(load_embed_model, None)
+    async def lifespan(app: Service) -> AsyncIterator[dict[str, Any]]:
+        try:
+            model = embed_model or await asyncio.to_thread(load_embed_model, None)
+        except DemoError as error:
+            app.problem = str(error)
+            raise
+        except ImportError as error:
+            app.problem = f"{error}. Install what the embedding model needs: {INSTALL}"
+            raise
 
         def embed_queries(queries: list[str]) -> list[list[float]]:
             return [model.get_query_embedding(query) for query in queries]
@@ -322,7 +346,7 @@ def create_app(embed_model: BaseEmbedding | None = None) -> FastAPI:
                     logger.error("%s. The service starts, and tries again at each request.", error)
                 yield {"library": Library(store, texts, queries)}
 
-    app = FastAPI(title="Search on Milvus", lifespan=lifespan)
+    app = Service(title="Search on Milvus", lifespan=lifespan)
     app.include_router(router)
     app.add_exception_handler(MilvusVectorStoreError, answer_store_error)
     app.add_exception_handler(RequestValidationError, answer_bad_request)

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from ._coalescing import KindStats
 from ._filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
+from ._observability import MilvusOperationEndEvent, MilvusOperationStartEvent
 from .errors import (
     AuthenticationError,
     CertificateError,
@@ -19,6 +20,7 @@ from .errors import (
     MilvusVectorStoreError,
     NodeError,
     PartialWriteError,
+    PermissionDeniedError,
     QueryError,
     RequestTimeoutError,
     RowError,
@@ -51,10 +53,13 @@ __all__ = [
     "KindStats",
     "LiteFileError",
     "LiteNotInstalledError",
+    "MilvusOperationEndEvent",
+    "MilvusOperationStartEvent",
     "MilvusVectorStore",
     "MilvusVectorStoreError",
     "NodeError",
     "PartialWriteError",
+    "PermissionDeniedError",
     "QueryError",
     "RequestTimeoutError",
     "RowError",

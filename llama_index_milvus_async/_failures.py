@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,6 +138,13 @@ def _configuration_error(
     error: ConnectionConfigException, address: Address
 ) -> MilvusVectorStoreError:
     message = _redact(str(error.message), address)
+    if address.is_lite and os.path.isfile(address.uri):
+        return LiteFileError(
+            "connect",
+            f"Milvus Lite cannot open {address.uri!r}: it is a file, and Milvus Lite 3 keeps a "
+            "folder there. A database of Milvus Lite 2 is such a file and cannot be opened: export "
+            "it with that version, or name another path",
+        )
     if address.is_lite:
         return LiteFileError(
             "connect",

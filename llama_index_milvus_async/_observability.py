@@ -37,7 +37,16 @@ _dispatcher = get_dispatcher(_NAME)
 _NULL_HANDLERS = (NullEventHandler, NullSpanHandler)
 
 
-class OperationStartEvent(BaseEvent):
+class _OperationEvent(BaseEvent):
+    # What both events say. None of them is the other, so that `isinstance` tells them apart.
+    operation: str
+    collection_name: str
+    mode: str | None = None
+    top_k: int | None = None
+    count: int | None = None
+
+
+class MilvusOperationStartEvent(_OperationEvent):
     """An operation of the store begins.
 
     Attributes:
@@ -48,22 +57,21 @@ class OperationStartEvent(BaseEvent):
         count: Nodes to write, ids to read or delete, or queries.
     """
 
-    operation: str
-    collection_name: str
-    mode: str | None = None
-    top_k: int | None = None
-    count: int | None = None
-
     @classmethod
     def class_name(cls) -> str:
         """The name under which LlamaIndex serializes the class."""
         return "MilvusOperationStartEvent"
 
 
-class OperationEndEvent(OperationStartEvent):
+class MilvusOperationEndEvent(_OperationEvent):
     """An operation of the store has ended.
 
     Attributes:
+        operation: The public method, such as `"aquery"`.
+        collection_name: The collection.
+        mode: The mode of a query.
+        top_k: Its `similarity_top_k`.
+        count: Nodes to write, ids to read or delete, or queries.
         seconds: How long it took.
         results: Nodes found, read or written.
         shared: Kind of request to the number of callers that the operation's largest RPC of this
@@ -109,7 +117,9 @@ def observing(store: Any, operation: str, collection_name: str, subject: Any) ->
         subject: What it is given: a query, or nodes, ids or queries.
     """
     described = _described(subject)
-    start = OperationStartEvent(operation=operation, collection_name=collection_name, **described)
+    start = MilvusOperationStartEvent(
+        operation=operation, collection_name=collection_name, **described
+    )
     outcome, error = Outcome(), None
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -124,7 +134,7 @@ def observing(store: Any, operation: str, collection_name: str, subject: Any) ->
             error = type(raised).__name__
             raise
         finally:
-            end = OperationEndEvent(
+            end = MilvusOperationEndEvent(
                 operation=operation,
                 collection_name=collection_name,
                 **described,
@@ -141,6 +151,8 @@ def observing(store: Any, operation: str, collection_name: str, subject: Any) ->
 
 def _described(subject: Any) -> dict[str, Any]:
     mode = getattr(subject, "mode", None)
+    if isinstance(subject, str):  # one id
+        return {"count": 1}
     if mode is None:
         return {"count": len(subject) if isinstance(subject, Sized) else None}
     top_k = subject.similarity_top_k
@@ -168,7 +180,7 @@ def _has_handlers() -> bool:
 
 @contextmanager
 def _span_of_llama_index(
-    store: Any, start: OperationStartEvent, outcome: Outcome
+    store: Any, start: MilvusOperationStartEvent, outcome: Outcome
 ) -> Iterator[None]:
     # Not by the decorator of the dispatcher, which hands the arguments themselves to the handlers.
     arguments = _arguments(start.collection_name, start.mode, start.top_k, start.count)
@@ -202,7 +214,7 @@ def _is_traced() -> bool:
 
 
 @contextmanager
-def _span_of_opentelemetry(start: OperationStartEvent) -> Iterator[Any]:
+def _span_of_opentelemetry(start: MilvusOperationStartEvent) -> Iterator[Any]:
     # Names of attributes: https://opentelemetry.io/docs/specs/semconv/database/
     attributes = {
         "db.system.name": "milvus",
@@ -220,7 +232,7 @@ def _span_of_opentelemetry(start: OperationStartEvent) -> Iterator[Any]:
         yield span
 
 
-def _record(span: Any, end: OperationEndEvent) -> None:
+def _record(span: Any, end: MilvusOperationEndEvent) -> None:
     shared = {f"shared.{kind}": callers for kind, callers in end.shared.items()}
     span.set_attributes(_present({"results": end.results, **shared}))
     attributes = {

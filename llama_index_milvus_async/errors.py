@@ -16,7 +16,7 @@ each is also the built-in (or pymilvus) exception that callers already catch in 
     └── ServerError (MilvusException)            Milvus refused, failed or did not answer
         ├── UnreachableError (ConnectionError)   no connection could be made
         │   ├── CertificateError                 the server's certificate is not trusted
-        │   └── LiteFileError                    the `.db` file cannot be opened
+        │   └── LiteFileError                    the `.db` path cannot be opened
         ├── AuthenticationError                  token or password refused
         │   └── PermissionDeniedError            a privilege is missing
         ├── RequestTimeoutError (TimeoutError)   no answer within `timeout`
@@ -170,7 +170,10 @@ class CertificateError(UnreachableError):
 
 
 class LiteFileError(UnreachableError):
-    """The file of Milvus Lite cannot be opened, for one because another process has it open."""
+    """Milvus Lite cannot open the `.db` path: another process has it open, or it is a file.
+
+    Milvus Lite 3 keeps a folder there; a database of Milvus Lite 2 is a file.
+    """
 
 
 class AuthenticationError(ServerError):

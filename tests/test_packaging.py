@@ -258,6 +258,7 @@ def test_the_wheel_has_the_package_and_its_alias_only(built: Distributions) -> N
     info = {f"{built.info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
     assert set(built.contents) == modules | info
     assert {f"{PACKAGE}/py.typed", f"{ALIAS}/py.typed", f"{ALIAS}/__init__.py"} <= modules
+    assert f"{ALIAS}/errors.py" in modules
     assert built.wheel.name.endswith("-py3-none-any.whl")
 
 
@@ -405,6 +406,18 @@ def test_the_changelog_has_an_entry_for_the_version(built: Distributions) -> Non
     assert re.search(r"^- ", texts[1], flags=re.MULTILINE)
 
 
+def test_the_package_exports_every_exception() -> None:
+    package = importlib.import_module(PACKAGE)
+    assert set(package.errors.__all__) <= set(package.__all__)
+    assert package.__all__ == sorted(package.__all__)
+    defined = {
+        name
+        for name, value in vars(package.errors).items()
+        if isinstance(value, type) and issubclass(value, package.errors.MilvusVectorStoreError)
+    }
+    assert defined == set(package.errors.__all__)
+
+
 # Installed without extras
 
 
@@ -424,6 +437,7 @@ def test_the_alias_is_the_package(bare: Environment) -> None:
     # The alias first: it must not take the place of what LlamaIndex has beside it.
     script = f"""
 import llama_index.vector_stores.milvus_async as alias
+from llama_index.vector_stores.milvus_async import errors as alias_errors
 import {PACKAGE} as package
 import llama_index.core, llama_index.core.ingestion, llama_index.core.vector_stores
 import llama_index.vector_stores
@@ -431,6 +445,8 @@ import llama_index.vector_stores
 assert alias.MilvusVectorStore is package.MilvusVectorStore
 assert alias.__all__ == package.__all__
 assert all(getattr(alias, name) is getattr(package, name) for name in package.__all__)
+assert alias_errors.__all__ == package.errors.__all__
+assert all(getattr(alias_errors, n) is getattr(package.errors, n) for n in alias_errors.__all__)
 for namespace in (llama_index, llama_index.vector_stores):
     assert namespace.__file__ is None, "no namespace any more"
 """
