@@ -12,9 +12,10 @@ from tests.fixtures.servers import LiteServer, Server, StandaloneServer
 
 
 class UsualStandalone(StandaloneServer):
-    """Milvus standalone with the server's own time tick; the tests' is shorter."""
+    """Milvus standalone with the server's own times; the tests' are shorter."""
 
     TICK_MILLISECONDS = 200
+    ASSIGNMENT_MILLISECONDS = 2_000
 
 
 STARTED: dict[str, type[Server]] = {"lite": LiteServer, "standalone": UsualStandalone}

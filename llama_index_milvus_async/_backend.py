@@ -698,7 +698,8 @@ class AsyncBackend(Backend):
         """The client of this loop, which connects at its first call."""
         if self._client is None or self._client.closed:
             self._connected = False
-            self._client = LoopClient(self._connections)
+            with translated("connect", self._connections.address):
+                self._client = LoopClient(self._connections)
         return self._client
 
     async def connect(self) -> LoopClient:

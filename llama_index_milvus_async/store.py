@@ -473,12 +473,12 @@ class MilvusVectorStore(BasePydanticVectorStore):
         """The pymilvus `AsyncMilvusClient` of the running event loop.
 
         Its first call makes the store ready and connects, once for concurrent ones, and may raise
-        what `connect` does; otherwise calls raise pymilvus' exceptions. Does not block, but where
-        it starts Milvus Lite (half a second), with an exception of pymilvus where that fails. After
-        `aconnect()` all of this has happened.
+        what `connect` does; otherwise calls raise pymilvus' exceptions. Does not block, except
+        where it starts Milvus Lite (half a second). After `aconnect()` all of this has happened.
 
         Raises:
             ConfigurationError: No event loop is running, or `use_async_client` is `False`.
+            LiteFileError: Milvus Lite cannot open the path.
             StoreClosedError: The store is closed.
         """
         if not self.use_async_client:

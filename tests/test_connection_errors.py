@@ -234,6 +234,14 @@ async def test_a_missing_folder_is_told_and_nothing_is_made(tmp_path, coloured):
     await store.close()
 
 
+async def test_the_client_of_a_path_that_cannot_be_opened_is_told(tmp_path):
+    pytest.importorskip("milvus_lite")
+    store = new_store(str(tmp_path / "missing" / "milvus.db"))
+    with pytest.raises(LiteFileError, match="folder must exist"):
+        _ = store.aclient
+    await store.aclose()
+
+
 async def test_a_database_of_milvus_lite_2_is_told_and_left_alone(tmp_path, coloured):
     # One file, of SQLite; Milvus Lite 3 would make a folder in its place.
     pytest.importorskip("milvus_lite")
