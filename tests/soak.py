@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
-import gc
 import os
 import random
 import sys
@@ -42,6 +41,7 @@ from llama_index_milvus_async.errors import (
 )
 from tests.fixtures.engines import SERVERS, new_client
 from tests.fixtures.faults import Mortal
+from tests.fixtures.memory import living
 from tests.fixtures.servers import StandaloneServer
 from tests.fixtures.stores import Coloured
 
@@ -395,15 +395,14 @@ class Held:
 
     @classmethod
     def now(cls) -> Held:
-        gc.collect()
+        channels = len(living(grpc.Channel, grpc.aio.Channel))
         with suppress(OSError, AttributeError):  # of glibc
             ctypes.CDLL(None).malloc_trim(0)
         names = [thread.name for thread in threading.enumerate()]
-        channels = (grpc.Channel, grpc.aio.Channel)
         return cls(
             len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 0,
             len([name for name in names if not name.startswith("faulty-proxy")]),
-            sum(isinstance(one, channels) for one in gc.get_objects()),
+            channels,
             _memory(),
         )
 

