@@ -20,7 +20,7 @@ VENV := .venv
 VENV26 := .venv-pymilvus26
 VENVBENCH := .venv-bench
 # With the older line run the tests that meet the client, the others would repeat themselves.
-NOT_WITH_26 := benchmarks coalescing documentation examples fault_proxy filters filters_engines harness \
+NOT_WITH_26 := benchmarks calling coalescing documentation examples fault_proxy filters filters_engines harness \
 	hostile_rows isolation limits notebooks packaging persistence processes tls_and_rbac turns \
 	applications rankers ranking retrieval_quality retrievers rows slices sparse upstream_compatibility
 # On standalone, where a collection takes seconds to make, those that matter most.
