@@ -6,7 +6,7 @@ Nothing here knows whether it runs on an event loop or in a blocking call.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +53,7 @@ from ._search import (
     ScoredHits,
     SearchOptions,
     StoreOptions,
+    check_ids,
     check_output_fields,
     check_query,
     check_ranked,
@@ -612,7 +613,7 @@ class Core:
             else:
                 found, similarities = await self._rank(queries[i], options, searches[i], legs)
             results[i] = VectorStoreQueryResult(
-                nodes=found, similarities=list(similarities), ids=[node.node_id for node in found]
+                nodes=found, similarities=similarities, ids=[node.node_id for node in found]
             )
         return results
 
@@ -764,8 +765,7 @@ def _check_partition(name: str | None) -> None:
 
 
 def _check_ids(node_ids: Sequence[str] | None) -> None:
-    if isinstance(node_ids, str) or not isinstance(node_ids, (Collection, type(None))):
-        raise QueryError(f"node_ids is {node_ids!r}; it must be a list of ids")
+    check_ids("node_ids", node_ids)
     for node_id in node_ids or ():
         _check_id("node_ids", node_id)
 

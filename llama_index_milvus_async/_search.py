@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from llama_index.core.schema import BaseNode, NodeWithScore
@@ -37,6 +37,8 @@ from ._schema import Column, Index, Layout
 from ._vectors import packed, unpacked
 from .errors import ConfigurationError, QueryError
 from .sparse import sparse_vector
+
+T = TypeVar("T")
 
 #: Milvus' largest top k (https://milvus.io/docs/limitations.md#Top-K).
 MAX_TOP_K = 16_384
@@ -154,13 +156,15 @@ class StoreOptions:
         consistency_level: The level of reads.
         output_fields: Fields to fetch with each hit.
         search_config: Search parameters of dense fields.
-        ranker: The ranker of hybrid searches.
+        hybrid_ranker: The ranker of hybrid searches, as `ranker_of` takes it.
+        hybrid_ranker_params: Its parameters.
     """
 
     consistency_level: str
     output_fields: Sequence[str]
     search_config: Mapping[str, Any]
-    ranker: Ranker
+    hybrid_ranker: Any
+    hybrid_ranker_params: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ class PreparedSearch:
         legs: Its searches: one, or those of a hybrid search.
         hybrid: The request that has Milvus fuse the legs; `None` for one leg, and where they are
             searched each on its own and fused here.
-        ranker: How the legs are fused.
+        ranker: How the legs are fused; `None` where there is one.
         limit: How many hits remain of those fused here.
         layout: The collection.
         reader: Makes nodes of the hits.
@@ -197,7 +201,7 @@ class PreparedSearch:
 
     legs: tuple[Leg, ...]
     hybrid: HybridSearch | None
-    ranker: Ranker
+    ranker: Ranker | None
     limit: int
     layout: Layout
     reader: RowReader
@@ -227,8 +231,9 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
     alpha = query.alpha
     if alpha is not None and not (_is_number(alpha) and 0 <= alpha <= 1):
         raise QueryError(f"alpha is {alpha!r}; it must be a number in 0 (sparse) to 1 (dense)")
-    needs_embedding = searches_dense(query, options) or mode == _Mode.MMR
-    if needs_embedding and (query.query_embedding is None or not len(query.query_embedding)):
+    if needs_embedding(query, options) and (
+        query.query_embedding is None or not len(query.query_embedding)
+    ):
         raise QueryError(f"mode {mode.name} needs query_embedding, and it is missing")
     if searches_sparse(query, options) and not (query.query_str or "").strip():
         raise QueryError(f"mode {mode.name} needs query_str, and it is missing or empty")
@@ -242,10 +247,15 @@ def is_hybrid(query: VectorStoreQuery, options: SearchOptions) -> bool:
 
 
 def searches_dense(query: VectorStoreQuery, options: SearchOptions) -> bool:
-    """Whether a query searches dense fields, for which it needs an embedding."""
+    """Whether a query searches dense fields."""
     if is_hybrid(query, options):
         return query.alpha != 0
     return query.mode in (_Mode.DEFAULT, _Mode.MMR)
+
+
+def needs_embedding(query: VectorStoreQuery, options: SearchOptions) -> bool:
+    """Whether a query needs an embedding: MMR compares by it also what it has found by texts."""
+    return searches_dense(query, options) or query.mode == _Mode.MMR
 
 
 def searches_sparse(query: VectorStoreQuery, options: SearchOptions) -> bool:
@@ -264,19 +274,28 @@ def _check_types(query: VectorStoreQuery, options: SearchOptions) -> None:
     for name, text in texts.items():
         if not isinstance(text, (str, type(None))):
             raise QueryError(f"{name} is {text!r}; it must be a text")
-    lists = {"node_ids": query.node_ids, "doc_ids": query.doc_ids}
-    for name, ids in lists.items():
-        if ids is not None and (isinstance(ids, str) or not isinstance(ids, Collection)):
-            raise QueryError(f"{name} is {ids!r}; it must be a list of ids")
+    check_ids("node_ids", query.node_ids)
+    check_ids("doc_ids", query.doc_ids)
     check_output_fields(query.output_fields)
     fields = options.hybrid_fields
     if fields is not None and (not _are_texts(fields) or not fields):
         raise QueryError(f"hybrid_fields is {fields!r}; it must be a list of dense vector fields")
     embedding = query.query_embedding
-    if embedding is not None and not isinstance(embedding, (Collection, np.ndarray)):
+    if embedding is not None and not isinstance(embedding, Collection):
         raise QueryError(f"query_embedding is {embedding!r}; it must be a list of numbers")
     for name in ("milvus_search_config", "sparse_search_config"):
-        _check_search_config(name, getattr(options, name))
+        if getattr(options, name) is not None:
+            _check_search_config(name, getattr(options, name))
+
+
+def check_ids(argument: str, ids: Any) -> None:
+    """Check that ids come as several, however many, and not as one.
+
+    Raises:
+        QueryError: They do not.
+    """
+    if ids is not None and not _are_several(ids):
+        raise QueryError(f"{argument} is {ids!r}; it must be a list of ids")
 
 
 def check_output_fields(names: Any) -> None:
@@ -289,16 +308,17 @@ def check_output_fields(names: Any) -> None:
         raise QueryError(f"output_fields is {names!r}; it must be a list of names")
 
 
+def _are_several(values: Any) -> bool:
+    """Whether values are a collection; a text is one value, not its letters."""
+    return isinstance(values, Collection) and not isinstance(values, str)
+
+
 def _are_texts(values: Any) -> bool:
     """Whether values are several texts, none or more, and not one."""
-    if isinstance(values, str) or not isinstance(values, Collection):
-        return False
-    return all(isinstance(value, str) for value in values)
+    return _are_several(values) and all(isinstance(value, str) for value in values)
 
 
 def _check_search_config(argument: str, config: Any) -> None:
-    if config is None:
-        return
     if not isinstance(config, Mapping) or not isinstance(config.get("params") or {}, Mapping):
         raise QueryError(
             f"{argument} is {config!r}; it must be a mapping such as "
@@ -411,11 +431,10 @@ def prepare_search(
     field = query.embedding_field or layout.embedding_field
     reader = RowReader(layout, named, field)
     limit = _limit(query, options)
-    fields: Sequence[str] = []
-    if searches_dense(query, options):
-        fields = _dense_fields(field, query, options)
-    elif query.mode == _Mode.MMR:
-        _dense_fields(field, query, options)  # what it finds by texts it compares by embeddings
+    dense_fields: Sequence[str] = []
+    if needs_embedding(query, options):
+        dense_fields = _dense_fields(field, query, options)
+    fields = dense_fields if searches_dense(query, options) else []
     is_fused = len(fields) + searches_sparse(query, options) > 1
     legs: list[Leg] = []
     build = partial(_leg, query, options, layout, indexes, store)
@@ -425,23 +444,20 @@ def prepare_search(
         config = options.milvus_search_config
         if config is None:
             config = store.search_config
-        argument = "milvus_search_config (or search_config)"
-        params = _search_params(argument, config, name, indexes[name], count, layout)
-        legs.append(build(name, _vector(query.query_embedding, name, column), params, count))
+            _check_search_config("search_config", config)
+        legs.append(build(name, _vector(query.query_embedding, name, column), config, count))
     if searches_sparse(query, options):
         sparse_field = _sparse_field(query, layout)
         count = query.sparse_top_k or query.similarity_top_k
         count = max(count, limit) if is_fused else limit
-        config = {} if options.sparse_search_config is None else options.sparse_search_config
-        argument, index = "sparse_search_config", indexes[sparse_field]
-        params = _search_params(argument, config, sparse_field, index, count, layout)
-        legs.append(build(sparse_field, _sparse_data(query, layout, sparse), params, count))
+        config = options.sparse_search_config or {}
+        legs.append(build(sparse_field, _sparse_data(query, layout, sparse), config, count))
 
     fetched = _fetched(query, layout, reader, field)
-    ranker = _ranker(query, options, store.ranker, legs)
-    if len(legs) == 1 or isinstance(ranker, (CallableRanker, RelativeScore)):
+    ranker = _ranker(query, options, store, legs) if len(legs) > 1 else None
+    if ranker is None or isinstance(ranker, (CallableRanker, RelativeScore)):
         # Ranked here, so that each leg needs the rows, and the skipping comes after the fusion.
-        paging = _paging(query, options) if len(legs) == 1 else ()
+        paging = _paging(query, options) if ranker is None else ()
         legs = [_with_rows(leg, fetched, paging) for leg in legs]
         return PreparedSearch(tuple(legs), None, ranker, limit, layout, reader)
     for leg in legs:
@@ -535,10 +551,12 @@ def _leg(
     store: StoreOptions,
     field: str,
     data: Any,
-    params: Mapping[str, Any],
+    config: Mapping[str, Any],
     limit: int,
 ) -> Leg:
     index = indexes[field]
+    all_rows = _exhaustive_params(field, index, layout)
+    params = _search_params(config, index, limit, layout, raise_ef="ef" in all_rows)
     request = Search(
         collection_name=layout.collection_name,
         field_name=field,
@@ -561,7 +579,7 @@ def _leg(
         one_at_a_time=layout.dialect.is_lite,
     )
     exhaustive = None
-    if all_rows := _exhaustive_params(field, index, layout):
+    if all_rows:
         largest = {**params["params"], **all_rows}
         exhaustive = replace(request, params={**params, "params": largest})
     return Leg(request, data, index.metric, exhaustive)
@@ -587,11 +605,9 @@ def _sparse_data(query: VectorStoreQuery, layout: Layout, sparse: Any) -> Any:
 
 
 def _ranker(
-    query: VectorStoreQuery, options: SearchOptions, default: Ranker, legs: Sequence[Leg]
+    query: VectorStoreQuery, options: SearchOptions, store: StoreOptions, legs: Sequence[Leg]
 ) -> Ranker:
-    if len(legs) == 1:
-        return default  # nothing to fuse
-    ranker = default
+    ranker: Ranker
     if options.milvus_ranker is not None:
         ranker = ranker_of(options.milvus_ranker, None, "milvus_ranker")
     elif query.alpha not in (None, 0, 1):
@@ -599,6 +615,8 @@ def _ranker(
         alpha = float(query.alpha)
         dense = [alpha / (len(legs) - 1)] * (len(legs) - 1)
         ranker = RelativeScore((*dense, 1.0 - alpha))
+    else:
+        ranker = ranker_of(store.hybrid_ranker, store.hybrid_ranker_params, "hybrid_ranker")
     check_weights(ranker, [leg.request.field_name for leg in legs])
     if options.group_by_field is not None and isinstance(ranker, (CallableRanker, RelativeScore)):
         raise QueryError(
@@ -628,23 +646,17 @@ def _mmr_candidates(top_k: int, options: SearchOptions) -> int:
 
 
 def _search_params(
-    argument: str,
-    config: Mapping[str, Any],
-    field: str,
-    index: Index,
-    limit: int,
-    layout: Layout,
+    config: Mapping[str, Any], index: Index, limit: int, layout: Layout, *, raise_ef: bool
 ) -> dict[str, Any]:
     """Turn a search config, flat or with nested `params`, into pymilvus' form.
 
     The server reads the parameters of an index type only from the nested dictionary.
     """
-    _check_search_config(argument, config)
     top_level = {"metric_type", "ignore_growing", "hints", "round_decimal", "analyzer_name"}
     outer = {key: value for key, value in config.items() if key in top_level}
     params = {key: value for key, value in config.items() if key not in {*top_level, "params"}}
     params.update(config.get("params") or {})
-    if "ef" in _exhaustive_params(field, index, layout):
+    if raise_ef:
         # Lite answers with fewer than `limit` hits where `ef` is less; a server never does.
         try:
             ef = int(params.get("ef", LITE_DEFAULT_EF))
@@ -677,8 +689,8 @@ def _exhaustive_params(field: str, index: Index, layout: Layout) -> Mapping[str,
 class ScoredHits:
     """Hits, best first, with the keys that pymilvus gives them, and their similarities."""
 
-    hits: Sequence[Mapping[str, Any]]
-    similarities: Sequence[float]
+    hits: list[Mapping[str, Any]]
+    similarities: list[float]
 
 
 def choose_hits(
@@ -700,16 +712,12 @@ def choose_hits(
         The hits of the result; or those of each leg, where a ranker of the user is to rank them.
     """
     legs = [decoded(found) for found in hits]
-    if len(legs) > 1 and isinstance(search.ranker, CallableRanker):
+    if isinstance(search.ranker, CallableRanker):
         return [
             ScoredHits(found, [similarity(leg.metric, hit["distance"]) for hit in found])
             for leg, found in zip(search.legs, legs, strict=True)
         ]
-    found, scores = _scored(query, options, search, legs)
-    least = options.score_threshold
-    if least is not None:
-        kept = [i for i, score in enumerate(scores) if score >= least]
-        found, scores = [found[i] for i in kept], [scores[i] for i in kept]
+    found, scores = _similar_enough(*_scored(query, options, search, legs), options)
     if query.mode == _Mode.MMR and found:
         found, scores = _diverse(query, options, search, found)
     return [ScoredHits(found, scores)]
@@ -740,10 +748,19 @@ def check_ranked(
             "NodeWithScore"
         )
     ranked = ranked[options.offset : options.offset + search.limit]
+    scores = [float(one.score or 0.0) for one in ranked]
+    return _similar_enough([one.node for one in ranked], scores, options)
+
+
+def _similar_enough(
+    items: list[T], scores: list[float], options: SearchOptions
+) -> tuple[list[T], list[float]]:
+    """Those of the items whose scores reach the threshold, and their scores."""
     least = options.score_threshold
-    scored = [(one.node, float(one.score or 0.0)) for one in ranked]
-    kept = [(node, score) for node, score in scored if least is None or score >= least]
-    return [node for node, _ in kept], [score for _, score in kept]
+    if least is None:
+        return items, scores
+    kept = [i for i, score in enumerate(scores) if score >= least]
+    return [items[i] for i in kept], [scores[i] for i in kept]
 
 
 def _scored(

@@ -869,8 +869,8 @@ class MilvusVectorStore(BasePydanticVectorStore):
                 self.consistency_level,
                 self.output_fields,
                 self.search_config,
-                # A user may have assigned another one.
-                ranker_of(self.hybrid_ranker, self.hybrid_ranker_params, "hybrid_ranker"),
+                self.hybrid_ranker,
+                self.hybrid_ranker_params,
             ),
         )
 
