@@ -43,6 +43,7 @@ from llama_index_milvus_async.errors import EncoderError
 from llama_index_milvus_async.sparse import BaseSparseEmbeddingFunction, BM25BuiltInFunction
 from tests.fixtures.labels import label
 from tests.fixtures.stores import DIM, collection_name, make_nodes, store_factory
+from tests.fixtures.waiting import wait_until
 
 DEFAULT, SPARSE, TEXT_SEARCH, HYBRID, MMR = (
     VectorStoreQueryMode.DEFAULT,
@@ -1679,11 +1680,27 @@ async def test_many_nodes_are_encoded_in_batches(make_encoded, coloured, colour)
     assert len(encoder.calls) == (1 if colour == "sync" else 3)
 
 
+class SlowBagOfWords(BagOfWords):
+    """Answers once so many calls of a store wait for it, however slowly they come."""
+
+    def wait_for(self, store, calls):
+        self.are_there = lambda: store.stats()["encode"].calls >= calls
+
+    def encode_queries(self, queries):
+        wait_until(self.are_there)
+        return super().encode_queries(queries)
+
+    def encode_documents(self, documents):
+        wait_until(self.are_there)
+        return super().encode_documents(documents)
+
+
 @lite
 async def test_single_adds_and_queries_share_calls_of_the_encoder(make_encoded):
-    encoder = BagOfWords()
+    encoder = SlowBagOfWords()
     store = make_encoded(encoder)
     nodes = [node.model_copy() for node in NODES]
+    encoder.wait_for(store, N)
     await asyncio.gather(*(store.async_add([node]) for node in nodes))
     assert store.stats()["encode"].calls == N
     assert store.stats()["encode"].rpcs == len(encoder.calls) <= 5
@@ -1691,6 +1708,7 @@ async def test_single_adds_and_queries_share_calls_of_the_encoder(make_encoded):
 
     texts = [f"{WORDS[i % 8]} {WORDS[i % 3]}" for i in range(60)]
     queries = [query_for(SPARSE, query_str=text) for text in texts]
+    encoder.wait_for(store, N + 60)
     results = await asyncio.gather(*(store.aquery(query) for query in queries))
     for text, result in zip(texts, results, strict=True):
         assert_best(result, inner_products(text), 10)
