@@ -5,9 +5,13 @@
 
 from importlib.metadata import version
 
-from ._coalescing import KindStats
-from ._filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
-from ._observability import MilvusOperationEndEvent, MilvusOperationStartEvent
+from ._concurrency.coalescing import KindStats
+from ._operations.observing import MilvusOperationEndEvent, MilvusOperationStartEvent
+from ._translation.filters import (
+    FilterOperatorFunction,
+    ScalarMetadataFilter,
+    ScalarMetadataFilters,
+)
 from .errors import (
     AuthenticationError,
     CertificateError,

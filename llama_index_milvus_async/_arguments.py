@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from llama_index.core.bridge.pydantic import ValidationError
 from pymilvus import DataType
 
-from ._schema import MAX_DIMENSION, NODE_CONTENT_FIELD, NODE_TYPE_FIELD, SCALAR_TYPES
-from ._vectors import DENSE_METRICS
+from ._translation.schema import MAX_DIMENSION, NODE_CONTENT_FIELD, NODE_TYPE_FIELD, SCALAR_TYPES
+from ._translation.vectors import DENSE_METRICS
 from .errors import ConfigurationError
 
 CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")

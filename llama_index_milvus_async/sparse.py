@@ -26,8 +26,8 @@ from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 from llama_index.core.vector_stores.utils import DEFAULT_TEXT_KEY
 from pymilvus import Function, FunctionType
 
-from ._calling import acall, call, is_asynchronous
-from ._vectors import FLOAT32_MAX
+from ._concurrency.drivers import acall, call, is_asynchronous
+from ._translation.vectors import FLOAT32_MAX
 from .errors import ConfigurationError, EncoderError
 
 __all__ = [

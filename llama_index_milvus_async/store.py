@@ -30,7 +30,6 @@ from llama_index.core.vector_stores.utils import (
 )
 from pymilvus import AsyncMilvusClient, DataType, Function, FunctionType, MilvusClient
 
-from ._address import Address
 from ._arguments import (
     check_consistency_level,
     check_dense_fields,
@@ -48,15 +47,24 @@ from ._arguments import (
     split_credentials,
     validation_message,
 )
-from ._backend import Backend, run_sync
-from ._coalescing import KindStats
-from ._connections import Connections
-from ._core import Core, DeleteOptions, GetOptions, Overwrite, Ready, WriteOptions, make_ready
-from ._observability import is_observed, observing
-from ._once import Once
-from ._ranking import Weighted, ranker_of
-from ._schema import CollectionSettings, VectorField
-from ._search import SearchOptions, StoreOptions, read_options
+from ._concurrency.coalescing import KindStats
+from ._concurrency.once import Once
+from ._operations.core import (
+    Core,
+    DeleteOptions,
+    GetOptions,
+    Overwrite,
+    Ready,
+    WriteOptions,
+    make_ready,
+)
+from ._operations.observing import is_observed, observing
+from ._retrieval.ranking import Weighted, ranker_of
+from ._retrieval.search import SearchOptions, StoreOptions, read_options
+from ._translation.schema import CollectionSettings, VectorField
+from ._transport.backend import Backend, run_sync
+from ._transport.connections import Connections
+from ._wire.address import Address
 from .errors import ConfigurationError
 from .sparse import BM25BuiltInFunction, SparseEncoder
 

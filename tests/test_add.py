@@ -16,7 +16,7 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from pymilvus import DataType, MilvusClient
 
 from llama_index_milvus_async import MilvusVectorStore
-from llama_index_milvus_async._backend import MAX_INSERT_BYTES
+from llama_index_milvus_async._transport.backend import MAX_INSERT_BYTES
 from llama_index_milvus_async.errors import (
     ConfigurationError,
     NodeError,

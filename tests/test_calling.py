@@ -9,7 +9,12 @@ import threading
 
 import pytest
 
-from llama_index_milvus_async._calling import acall, call, gather_or_cancel, is_asynchronous
+from llama_index_milvus_async._concurrency.drivers import (
+    acall,
+    call,
+    gather_or_cancel,
+    is_asynchronous,
+)
 
 number = contextvars.ContextVar("number", default=0)
 

@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llama_index_milvus_async import _coalescing
-from llama_index_milvus_async._coalescing import Coalescer, Kind, NotUnderWayError
+from llama_index_milvus_async._concurrency import coalescing as _coalescing
+from llama_index_milvus_async._concurrency.coalescing import Coalescer, Kind, NotUnderWayError
 
 if sys.platform == "win32":
     RUNNERS: list[Callable[..., Any]] = [asyncio.run]

@@ -28,7 +28,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index_milvus_async import MilvusVectorStore
-from llama_index_milvus_async._backend import _LONGEST_TURN
+from llama_index_milvus_async._transport.backend import _LONGEST_TURN
 from llama_index_milvus_async.errors import (
     MilvusVectorStoreError,
     PartialWriteError,

@@ -19,8 +19,8 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from pymilvus import DataType
 
-from llama_index_milvus_async._expressions import Columns, Dialect, literal
-from llama_index_milvus_async._filters import (
+from llama_index_milvus_async._translation.expressions import Columns, Dialect, literal
+from llama_index_milvus_async._translation.filters import (
     FilterOperatorFunction,
     ScalarMetadataFilter,
     ScalarMetadataFilters,

@@ -26,9 +26,9 @@ from pymilvus import DataType
 from pymilvus.client.prepare import Prepare
 
 import llama_index_milvus_async
-from llama_index_milvus_async._expressions import Dialect
-from llama_index_milvus_async._rows import RowReader
-from llama_index_milvus_async._schema import Column, Layout
+from llama_index_milvus_async._translation.expressions import Dialect
+from llama_index_milvus_async._translation.rows import RowReader
+from llama_index_milvus_async._translation.schema import Column, Layout
 from llama_index_milvus_async.errors import MilvusVectorStoreError, RowError
 from tests.fixtures.labels import label
 from tests.fixtures.memory import MEBIBYTE, WHY_NOT, Peak

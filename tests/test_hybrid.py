@@ -38,7 +38,7 @@ from llama_index_milvus_async import (
     ServerError,
     _core,
 )
-from llama_index_milvus_async._expressions import Dialect
+from llama_index_milvus_async._translation.expressions import Dialect
 from llama_index_milvus_async.errors import EncoderError
 from llama_index_milvus_async.sparse import BaseSparseEmbeddingFunction, BM25BuiltInFunction
 from tests.fixtures.labels import label

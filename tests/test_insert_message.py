@@ -14,7 +14,7 @@ from pymilvus.client.entity_helper import sparse_rows_to_proto
 from pymilvus.client.prepare import Prepare
 from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
-from llama_index_milvus_async import _insert_message
+from llama_index_milvus_async._wire import insert_message as _insert_message
 from tests.fixtures.labels import label
 from tests.fixtures.stores import make_nodes
 

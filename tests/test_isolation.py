@@ -26,8 +26,8 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 
-from llama_index_milvus_async._expressions import Columns, Dialect
-from llama_index_milvus_async._filters import (
+from llama_index_milvus_async._translation.expressions import Columns, Dialect
+from llama_index_milvus_async._translation.filters import (
     FilterOperatorFunction,
     ScalarMetadataFilter,
     build_expression,

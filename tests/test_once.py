@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llama_index_milvus_async._once import Once
+from llama_index_milvus_async._concurrency.once import Once
 
 
 def test_many_threads_get_what_one_of_them_makes():

@@ -2,9 +2,9 @@
 
 import pytest
 
-from llama_index_milvus_async import _persistence
-from llama_index_milvus_async._backend import run_sync
-from llama_index_milvus_async._coalescing import LONGEST_PAUSE, MAX_RESENDS
+from llama_index_milvus_async._concurrency.coalescing import LONGEST_PAUSE, MAX_RESENDS
+from llama_index_milvus_async._transport import retries as _persistence
+from llama_index_milvus_async._transport.backend import run_sync
 from llama_index_milvus_async.errors import (
     LiteFileError,
     RequestTimeoutError,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymilvus import Function, FunctionType, RRFRanker, WeightedRanker
 
-from llama_index_milvus_async._ranking import (
+from llama_index_milvus_async._retrieval.ranking import (
     CallableRanker,
     RelativeScore,
     Rrf,

@@ -32,10 +32,10 @@ from llama_index.core.schema import (
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from pymilvus import DataType
 
-from llama_index_milvus_async._core import split
-from llama_index_milvus_async._expressions import Dialect
-from llama_index_milvus_async._rows import PackedRow, RowPacker, RowReader
-from llama_index_milvus_async._schema import Column, Layout
+from llama_index_milvus_async._operations.core import split
+from llama_index_milvus_async._translation.expressions import Dialect
+from llama_index_milvus_async._translation.rows import PackedRow, RowPacker, RowReader
+from llama_index_milvus_async._translation.schema import Column, Layout
 from llama_index_milvus_async.errors import CollectionError, NodeError, RowError
 
 EMBEDDING = [0.5, -0.25]

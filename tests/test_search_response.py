@@ -14,8 +14,8 @@ from pymilvus import DataType
 from pymilvus.client.search_result import SearchResult
 from pymilvus.grpc_gen import schema_pb2
 
-from llama_index_milvus_async import _search_response
-from llama_index_milvus_async._search_response import read
+from llama_index_milvus_async._wire import search_response as _search_response
+from llama_index_milvus_async._wire.search_response import read
 from tests.fixtures.stores import make_nodes
 
 DIM = 3

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from llama_index_milvus_async._slices import Slices
+from llama_index_milvus_async._concurrency.slices import Slices
 
 
 def spin(seconds: float) -> None:

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
-from llama_index_milvus_async._backend import _SETTLES_AFTER
-from llama_index_milvus_async._turns import Turns
+from llama_index_milvus_async._concurrency.fair_lock import Turns
+from llama_index_milvus_async._transport.backend import _SETTLES_AFTER
 from tests.fixtures.stores import make_nodes
 
 LONG = 30.0  # seconds that nothing here takes

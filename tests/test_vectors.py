@@ -18,7 +18,7 @@ from pymilvus import DataType
 from pymilvus.client.prepare import Prepare
 from pymilvus.grpc_gen import common_pb2
 
-from llama_index_milvus_async._vectors import (
+from llama_index_milvus_async._translation.vectors import (
     DENSE_METRICS,
     FLOAT32_MAX,
     is_finite,

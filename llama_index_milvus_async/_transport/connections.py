@@ -15,14 +15,14 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from ._address import Address, check_lite_installed, connect_timeout, leave_lite_to_parent
-from ._backend import AsyncBackend, BlockingClient, SyncBackend, run_sync, running_loop
-from ._coalescing import KindStats
-from ._failures import translated
-from ._once import Once
-from ._persistence import block, persist
-from ._turns import Turns
-from .errors import StoreClosedError
+from .._concurrency.coalescing import KindStats
+from .._concurrency.fair_lock import Turns
+from .._concurrency.once import Once
+from .._wire.address import Address, check_lite_installed, connect_timeout, leave_lite_to_parent
+from .._wire.status import translated
+from ..errors import StoreClosedError
+from .backend import AsyncBackend, BlockingClient, SyncBackend, run_sync, running_loop
+from .retries import block, persist
 
 T = TypeVar("T")
 

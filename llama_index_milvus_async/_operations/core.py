@@ -20,34 +20,11 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from . import _filters
-from ._backend import (
-    MAX_IDS,
-    MAX_INSERT_BYTES,
-    MAX_SEARCH_HITS,
-    MAX_SEARCH_VECTORS,
-    Backend,
-)
-from ._calling import is_asynchronous
-from ._expressions import Dialect
-from ._failures import is_too_large
-from ._once import Once
-from ._ranking import CallableRanker, ClientRanker
-from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
-from ._rows import PackedRow, RowPacker, RowReader
-from ._schema import (
-    VECTOR_TYPES,
-    CollectionSettings,
-    Index,
-    Layout,
-    check_engine,
-    check_layout,
-    check_metric,
-    differing_properties,
-    new_index,
-    new_schema,
-)
-from ._search import (
+from .._concurrency.drivers import is_asynchronous
+from .._concurrency.once import Once
+from .._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
+from .._retrieval.ranking import CallableRanker, ClientRanker
+from .._retrieval.search import (
     PreparedSearch,
     ReadOptions,
     ScoredHits,
@@ -63,7 +40,30 @@ from ._search import (
     prepare_search,
     searches_sparse,
 )
-from .errors import (
+from .._translation import filters as _filters
+from .._translation.expressions import Dialect
+from .._translation.rows import PackedRow, RowPacker, RowReader
+from .._translation.schema import (
+    VECTOR_TYPES,
+    CollectionSettings,
+    Index,
+    Layout,
+    check_engine,
+    check_layout,
+    check_metric,
+    differing_properties,
+    new_index,
+    new_schema,
+)
+from .._transport.backend import (
+    MAX_IDS,
+    MAX_INSERT_BYTES,
+    MAX_SEARCH_HITS,
+    MAX_SEARCH_VECTORS,
+    Backend,
+)
+from .._wire.status import is_too_large
+from ..errors import (
     CollectionError,
     ConfigurationError,
     PartialWriteError,
@@ -73,7 +73,7 @@ from .errors import (
     UnreachableError,
     WriteOutcomeUnknownError,
 )
-from .sparse import SparseEncoder
+from ..sparse import SparseEncoder
 
 logger = logging.getLogger(__name__)
 

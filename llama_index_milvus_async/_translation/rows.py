@@ -32,7 +32,9 @@ from llama_index.core.schema import (
 from pydantic_core import PydanticSerializationError, from_json, to_jsonable_python
 from pymilvus import DataType
 
-from ._schema import (
+from ..errors import NodeError, RowError
+from ..sparse import sparse_vector
+from .schema import (
     DYNAMIC_FIELD,
     INTEGER_TYPES,
     NODE_CONTENT_FIELD,
@@ -42,9 +44,7 @@ from ._schema import (
     Layout,
     output_columns,
 )
-from ._vectors import DENSE_METRICS, FLOAT32_MAX, packed, unpacked
-from .errors import NodeError, RowError
-from .sparse import sparse_vector
+from .vectors import DENSE_METRICS, FLOAT32_MAX, packed, unpacked
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
 

@@ -24,7 +24,7 @@ from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.instrumentation.span_handlers import NullSpanHandler
 from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
-from ._coalescing import noting_shares
+from .._concurrency.coalescing import noting_shares
 
 metrics: Any = None
 trace: Any = None

@@ -17,9 +17,8 @@ from pymilvus.exceptions import (
     ParamError,
 )
 
-from ._coalescing import NotUnderWayError
-from ._single_attempt import changed_nothing
-from .errors import (
+from .._concurrency.coalescing import NotUnderWayError
+from ..errors import (
     AuthenticationError,
     CertificateError,
     ConfigurationError,
@@ -30,9 +29,10 @@ from .errors import (
     ServerError,
     UnreachableError,
 )
+from .single_attempt import changed_nothing
 
 if TYPE_CHECKING:
-    from ._address import Address
+    from .address import Address
 
 _CONNECT_FAILED = 2
 # What pymilvus says where it has waited for a server's work: to load, to index, to flush.

@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from ._coalescing import MAX_RESENDS, pause_after
-from ._failures import is_being_created, is_overload
-from .errors import (
+from .._concurrency.coalescing import MAX_RESENDS, pause_after
+from .._wire.status import is_being_created, is_overload
+from ..errors import (
     CertificateError,
     LiteFileError,
     RequestTimeoutError,

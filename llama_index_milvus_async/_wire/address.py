@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import LiteNotInstalledError
+from ..errors import LiteNotInstalledError
 
 #: Seconds to wait for a connection, pymilvus' own default.
 CONNECT_TIMEOUT = 10.0

@@ -19,9 +19,9 @@ from typing import Any
 from pymilvus import CollectionSchema, DataType, FieldSchema, Function
 from pymilvus.milvus_client.index import IndexParams
 
-from ._expressions import Columns, Dialect
-from ._vectors import DENSE_METRICS
-from .errors import CollectionError, ConfigurationError
+from ..errors import CollectionError, ConfigurationError
+from .expressions import Columns, Dialect
+from .vectors import DENSE_METRICS
 
 #: Milvus' longest VARCHAR, in UTF-8 bytes
 #: (https://milvus.io/docs/limitations.md#Length-of-a-string).

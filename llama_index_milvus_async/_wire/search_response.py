@@ -16,7 +16,7 @@ from typing import Any, overload
 
 from pymilvus import DataType
 
-from ._insert_message import SCALARS
+from .insert_message import SCALARS
 
 logger = logging.getLogger(__name__)
 

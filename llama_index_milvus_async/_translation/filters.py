@@ -30,7 +30,8 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 
-from ._expressions import (
+from ..errors import FilterError
+from .expressions import (
     INTEGER,
     Columns,
     Expr,
@@ -46,7 +47,6 @@ from ._expressions import (
     rendered,
     target_of,
 )
-from .errors import FilterError
 
 
 class FilterOperatorFunction(str, Enum):

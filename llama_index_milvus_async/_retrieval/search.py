@@ -20,8 +20,14 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from . import _filters
-from ._ranking import (
+from .._requests import HybridSearch, Search
+from .._translation import filters as _filters
+from .._translation.rows import RowReader, decoded
+from .._translation.schema import Column, Index, Layout
+from .._translation.vectors import packed, unpacked
+from ..errors import ConfigurationError, QueryError
+from ..sparse import sparse_vector
+from .ranking import (
     CallableRanker,
     Ranker,
     RelativeScore,
@@ -31,12 +37,6 @@ from ._ranking import (
     ranker_of,
     similarity,
 )
-from ._requests import HybridSearch, Search
-from ._rows import RowReader, decoded
-from ._schema import Column, Index, Layout
-from ._vectors import packed, unpacked
-from .errors import ConfigurationError, QueryError
-from .sparse import sparse_vector
 
 T = TypeVar("T")
 

@@ -37,7 +37,7 @@ from typing import Any, TypeAlias
 
 from pymilvus import DataType
 
-from .errors import FilterError
+from ..errors import FilterError
 
 #: An expression; `True` and `False` stand for "every row" and "no row" until the end.
 Expr: TypeAlias = str | bool

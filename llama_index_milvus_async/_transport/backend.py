@@ -29,23 +29,25 @@ from pymilvus import AnnSearchRequest, AsyncMilvusClient, CollectionSchema, Milv
 from pymilvus.client.types import LoadState
 from pymilvus.milvus_client.index import IndexParams
 
-from . import _insert_message, _search_response, _single_attempt
-from ._address import connect_timeout
-from ._calling import acall, call, gather_or_cancel
-from ._coalescing import Coalescer, Kind, NotUnderWayError
-from ._failures import is_refusal_of_data, translated
-from ._persistence import after_attempts, block, may_repeat, persist, time_left
-from ._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
-from ._rows import decoded
-from ._single_attempt import single_attempts
-from ._slices import Slices
-from .errors import FilterError, RequestTimeoutError, RowError, ServerError, UnreachableError
-from .sparse import SparseEncoder
+from .._concurrency.coalescing import Coalescer, Kind, NotUnderWayError
+from .._concurrency.drivers import acall, call, gather_or_cancel
+from .._concurrency.slices import Slices
+from .._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
+from .._translation.rows import decoded
+from .._wire import insert_message as _insert_message
+from .._wire import search_response as _search_response
+from .._wire import single_attempt as _single_attempt
+from .._wire.address import connect_timeout
+from .._wire.single_attempt import single_attempts
+from .._wire.status import is_refusal_of_data, translated
+from ..errors import FilterError, RequestTimeoutError, RowError, ServerError, UnreachableError
+from ..sparse import SparseEncoder
+from .retries import after_attempts, block, may_repeat, persist, time_left
 
 if TYPE_CHECKING:
-    from ._connections import Connections
-    from ._once import Once
-    from ._turns import Turn, Turns
+    from .._concurrency.fair_lock import Turn, Turns
+    from .._concurrency.once import Once
+    from .connections import Connections
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from llama_index.core.schema import NodeWithScore
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from pymilvus import Function, FunctionType, RRFRanker, WeightedRanker
 
-from .errors import ConfigurationError, QueryError
+from ..errors import ConfigurationError, QueryError
 
 Id = TypeVar("Id", bound=Hashable)
 

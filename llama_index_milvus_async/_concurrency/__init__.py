@@ -1,0 +1,1 @@
+"""Primitives for asyncio and threads. They know neither Milvus nor LlamaIndex."""

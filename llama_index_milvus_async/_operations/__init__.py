@@ -1,0 +1,1 @@
+"""Every operation of the store, written once, as a coroutine."""

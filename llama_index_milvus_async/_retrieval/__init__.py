@@ -1,0 +1,1 @@
+"""From a query to searches, and from hits to a result. Pure."""

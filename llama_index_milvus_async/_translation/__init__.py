@@ -1,0 +1,1 @@
+"""Between LlamaIndex and Milvus: nodes and rows, filters and expressions, schemas. Pure."""

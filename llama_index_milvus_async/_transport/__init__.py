@@ -1,0 +1,1 @@
+"""Clients of Milvus, deadlines, attempts, and which calls share an RPC."""
