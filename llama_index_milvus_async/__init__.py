@@ -5,8 +5,6 @@
 
 from importlib.metadata import version
 
-from ._concurrency.coalescing import KindStats
-from ._operations.observing import MilvusOperationEndEvent, MilvusOperationStartEvent
 from ._translation.filters import (
     FilterOperatorFunction,
     ScalarMetadataFilter,
@@ -25,6 +23,7 @@ from .errors import (
     NodeError,
     PartialWriteError,
     PermissionDeniedError,
+    PymilvusNotSupportedError,
     QueryError,
     RequestTimeoutError,
     RowError,
@@ -33,11 +32,13 @@ from .errors import (
     UnreachableError,
     WriteOutcomeUnknownError,
 )
+from .events import MilvusOperationEndEvent, MilvusOperationStartEvent
 from .sparse import (
     BaseSparseEmbeddingFunction,
     BGEM3SparseEmbeddingFunction,
     BM25BuiltInFunction,
 )
+from .stats import KindStats
 from .store import IndexManagement, MilvusVectorStore
 
 __version__ = version("llama-index-milvus-async")
@@ -64,6 +65,7 @@ __all__ = [
     "NodeError",
     "PartialWriteError",
     "PermissionDeniedError",
+    "PymilvusNotSupportedError",
     "QueryError",
     "RequestTimeoutError",
     "RowError",
@@ -74,3 +76,7 @@ __all__ = [
     "UnreachableError",
     "WriteOutcomeUnknownError",
 ]
+
+# Tracebacks and pickles show the names that users import, in whichever file a class stands.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

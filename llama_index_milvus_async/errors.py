@@ -13,6 +13,7 @@ each is also the built-in (or pymilvus) exception that callers already catch in 
     ├── EncoderError (ValueError)                what a sparse embedding function returned
     ├── StoreClosedError                         the store was closed
     ├── LiteNotInstalledError (ImportError)      a `.db` URI without Milvus Lite
+    ├── PymilvusNotSupportedError (ImportError)  a pymilvus that the store cannot use
     └── ServerError (MilvusException)            Milvus refused, failed or did not answer
         ├── UnreachableError (ConnectionError)   no connection could be made
         │   ├── CertificateError                 the server's certificate is not trusted
@@ -44,6 +45,7 @@ __all__ = [
     "NodeError",
     "PartialWriteError",
     "PermissionDeniedError",
+    "PymilvusNotSupportedError",
     "QueryError",
     "RequestTimeoutError",
     "RowError",
@@ -114,18 +116,18 @@ class CollectionError(MilvusVectorStoreError):
 
 
 class RowError(MilvusVectorStoreError, ValueError):
-    """A row read from Milvus cannot be made a node."""
+    """A row that was read from Milvus cannot become a node."""
 
 
 class EncoderError(MilvusVectorStoreError, ValueError):
-    """A sparse embedding function returned what is no embedding."""
+    """A sparse embedding function returned something that is not an embedding."""
 
 
 class StoreClosedError(MilvusVectorStoreError):
     """The store was used after `close()` or `aclose()`.
 
-    No `RuntimeError`: LlamaIndex' `asyncio_run` takes every one for nested event loops, and
-    tells the user to apply `nest_asyncio`.
+    It is not a `RuntimeError`: LlamaIndex's `asyncio_run` takes each of those for a nested event
+    loop, and tells the user to apply `nest_asyncio`.
     """
 
 
@@ -133,14 +135,22 @@ class LiteNotInstalledError(MilvusVectorStoreError, ImportError):
     """The URI names a local file, and Milvus Lite is not installed."""
 
 
+class PymilvusNotSupportedError(MilvusVectorStoreError, ImportError):
+    """The installed pymilvus does not have what the store sends its requests with.
+
+    Raised before anything is sent. The message names the installed version and those to install.
+    """
+
+
 class ServerError(MilvusVectorStoreError, MilvusException):  # type: ignore[misc]
     """Milvus refused or failed a request.
 
     Attributes:
         operation: The request that failed, e.g. `"insert"`.
-        code: Milvus' own error code, 0 where there is none.
+        code: Milvus's error code, 0 where there is none.
         nothing_done: Whether the request has certainly had no effect.
-        is_answer: Whether Milvus has answered, so that it has refused what it was asked for.
+        is_answer: Whether the error is Milvus's answer, which refuses what it was asked for. It is
+            `False` where no answer came.
     """
 
     nothing_done = False
@@ -243,5 +253,7 @@ class WriteOutcomeUnknownError(PartialWriteError):
     a call can be repeated, and the store does so by itself; without it, look which of `unknown` are
     there (`get_nodes`) before adding them again.
     """
+
+    is_answer = False
 
     _remedy = "look for them before adding them again, or use upsert_mode=True"

@@ -47,8 +47,8 @@ from ._arguments import (
     split_credentials,
     validation_message,
 )
-from ._concurrency.coalescing import KindStats
 from ._concurrency.once import Once
+from ._observability import is_observed, observing
 from ._operations.core import (
     Core,
     DeleteOptions,
@@ -58,7 +58,6 @@ from ._operations.core import (
     WriteOptions,
     make_ready,
 )
-from ._operations.observing import is_observed, observing
 from ._retrieval.ranking import Weighted, ranker_of
 from ._retrieval.search import SearchOptions, StoreOptions, read_options
 from ._translation.schema import CollectionSettings, VectorField
@@ -67,6 +66,7 @@ from ._transport.connections import Connections
 from ._wire.address import Address
 from .errors import ConfigurationError
 from .sparse import BM25BuiltInFunction, SparseEncoder
+from .stats import KindStats
 
 T = TypeVar("T")
 

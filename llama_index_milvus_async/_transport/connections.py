@@ -15,12 +15,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from .._concurrency.coalescing import KindStats
 from .._concurrency.fair_lock import Turns
 from .._concurrency.once import Once
 from .._wire.address import Address, check_lite_installed, connect_timeout, leave_lite_to_parent
 from .._wire.status import translated
 from ..errors import StoreClosedError
+from ..stats import KindStats
 from .backend import AsyncBackend, BlockingClient, SyncBackend, run_sync, running_loop
 from .retries import block, persist
 

@@ -1,6 +1,6 @@
 """What an application can observe of the store's operations.
 
-Each public operation is a span and a pair of events of LlamaIndex' instrumentation, and a span
+Each public operation is a span and a pair of events of LlamaIndex's instrumentation, and a span
 and a duration of OpenTelemetry where its API is installed and set up. It costs nothing where nobody
 listens. Texts, vectors, filters, ids and messages of errors, which may quote them, are recorded
 nowhere: only names, modes and counts.
@@ -16,15 +16,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from llama_index.core.bridge.pydantic import Field
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.event_handlers import NullEventHandler
-from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.instrumentation.span_handlers import NullSpanHandler
 from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
-from .._concurrency.coalescing import noting_shares
+from ._concurrency.coalescing import noting_shares
+from .events import MilvusOperationEndEvent, MilvusOperationStartEvent
 
 metrics: Any = None
 trace: Any = None
@@ -35,59 +34,6 @@ _NAME = "llama_index_milvus_async"
 _dispatcher = get_dispatcher(_NAME)
 # What LlamaIndex puts where nobody listens.
 _NULL_HANDLERS = (NullEventHandler, NullSpanHandler)
-
-
-class _OperationEvent(BaseEvent):
-    # What both events say. None of them is the other, so that `isinstance` tells them apart.
-    operation: str
-    collection_name: str
-    mode: str | None = None
-    top_k: int | None = None
-    count: int | None = None
-
-
-class MilvusOperationStartEvent(_OperationEvent):
-    """An operation of the store begins.
-
-    Attributes:
-        operation: The public method, such as `"aquery"`.
-        collection_name: The collection.
-        mode: The mode of a query.
-        top_k: Its `similarity_top_k`.
-        count: Nodes to write, ids to read or delete, or queries.
-    """
-
-    @classmethod
-    def class_name(cls) -> str:
-        """The name under which LlamaIndex serializes the class."""
-        return "MilvusOperationStartEvent"
-
-
-class MilvusOperationEndEvent(_OperationEvent):
-    """An operation of the store has ended.
-
-    Attributes:
-        operation: The public method, such as `"aquery"`.
-        collection_name: The collection.
-        mode: The mode of a query.
-        top_k: Its `similarity_top_k`.
-        count: Nodes to write, ids to read or delete, or queries.
-        seconds: How long it took.
-        results: Nodes found, read or written.
-        shared: Kind of request to the number of callers that the operation's largest RPC of this
-            kind served, itself included.
-        error: The class of the exception that ended it.
-    """
-
-    seconds: float
-    results: int | None = None
-    shared: dict[str, int] = Field(default_factory=dict)
-    error: str | None = None
-
-    @classmethod
-    def class_name(cls) -> str:
-        """The name under which LlamaIndex serializes the class."""
-        return "MilvusOperationEndEvent"
 
 
 @dataclass
