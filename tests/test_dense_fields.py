@@ -870,9 +870,10 @@ async def test_a_server_with_one_vector_field_says_so(make_store, coloured, raw,
     ],
     ids=lambda kind: kind.name,
 )
-async def test_a_type_that_the_engine_lacks_is_its_error(make_store, coloured, raw, kind):
+async def test_a_type_that_the_engine_lacks_is_refused(make_store, coloured, raw, kind):
     store = make_store(dense_fields={"small": {"dim": 8, "type": kind}})
-    with pytest.raises(ServerError, match=r"create_collection failed.*'small'.*not support"):
+    lacks = rf"field 'small' of type {kind.name}: Milvus Lite .* has no {kind.name} fields; Milvus"
+    with pytest.raises(ConfigurationError, match=lacks):
         await coloured(store).connect()
     assert not raw.has_collection(store.collection_name)
 

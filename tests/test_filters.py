@@ -19,7 +19,8 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from pymilvus import DataType
 
-from llama_index_milvus_async._translation.expressions import Columns, Dialect, literal
+from llama_index_milvus_async._translation.engine import Engine
+from llama_index_milvus_async._translation.expressions import Columns, literal
 from llama_index_milvus_async._translation.filters import (
     FilterOperatorFunction,
     ScalarMetadataFilter,
@@ -34,12 +35,12 @@ from llama_index_milvus_async.errors import FilterError, MilvusVectorStoreError
 Op = FilterOperator
 And, Or, Not = FilterCondition.AND, FilterCondition.OR, FilterCondition.NOT
 
-MILVUS_23 = Dialect.parse("v2.3.5-lite")
-MILVUS_24 = Dialect.parse("v2.4.23")
-MILVUS_26 = Dialect.parse("v2.6.3")
-MILVUS_30 = Dialect.parse("v3.0.0")
-LITE = Dialect.parse("milvus_lite-3.2.2")
-DIALECTS = [MILVUS_23, MILVUS_24, MILVUS_26, MILVUS_30, LITE]
+MILVUS_23 = Engine.parse("v2.3.5-lite")
+MILVUS_24 = Engine.parse("v2.4.23")
+MILVUS_26 = Engine.parse("v2.6.3")
+MILVUS_30 = Engine.parse("v3.0.0")
+LITE = Engine.parse("milvus_lite-3.2.2")
+ENGINES = [MILVUS_23, MILVUS_24, MILVUS_26, MILVUS_30, LITE]
 
 TYPES = {
     "id": DataType.VARCHAR,
@@ -53,14 +54,14 @@ TYPES = {
 }
 
 
-def columns(dialect: Dialect = MILVUS_23, **changes: Any) -> Columns:
+def columns(engine: Engine = MILVUS_23, **changes: Any) -> Columns:
     given: dict[str, Any] = {
         "primary_key": "id",
         "primary_key_is_integer": False,
         "doc_id": "doc_id",
         "types": TYPES,
         "dynamic": True,
-        "dialect": dialect,
+        "engine": engine,
     }
     return Columns(**{**given, **changes})
 
@@ -80,7 +81,7 @@ def express(key: str, operator: FilterOperator, value: Any = None, **changes: An
     return expression[1:-1]
 
 
-# Dialects
+# Engines
 
 
 @pytest.mark.parametrize(
@@ -95,13 +96,13 @@ def express(key: str, operator: FilterOperator, value: Any = None, **changes: An
         ("", "Milvus", (2, 6)),
     ],
 )
-def test_dialect_is_read_from_the_server_version(
+def test_an_engine_is_read_from_the_server_version(
     text: str, name: str, version: tuple[int, ...]
 ) -> None:
-    assert Dialect.parse(text) == Dialect(name, version)
+    assert Engine.parse(text) == Engine(name, version)
 
 
-def test_dialect_is_named_by_engine_and_version() -> None:
+def test_an_engine_is_named_with_its_version() -> None:
     assert [str(MILVUS_23), str(LITE)] == ["Milvus 2.3.5", "Milvus Lite 3.2.2"]
 
 
@@ -280,17 +281,17 @@ def test_operators_before_milvus_26(operator: FilterOperator, value: Any, expect
     ],
 )
 def test_operators_in_milvus_lite(operator: FilterOperator, value: Any, expected: str) -> None:
-    assert express("k", operator, value, dialect=LITE) == expected
+    assert express("k", operator, value, engine=LITE) == expected
 
 
 def test_wildcards_are_escaped() -> None:
     # Twice: for the pattern, then for the literal.
     expected = 'k like "%100\\\\%\\\\_\\\\\\\\%"'
-    assert express("k", Op.TEXT_MATCH, "100%_\\", dialect=MILVUS_24) == expected
+    assert express("k", Op.TEXT_MATCH, "100%_\\", engine=MILVUS_24) == expected
 
 
 def test_text_without_case_is_a_regular_expression_from_milvus_3_on() -> None:
-    expression = express("k", Op.TEXT_MATCH_INSENSITIVE, "A.b\\", dialect=MILVUS_30)
+    expression = express("k", Op.TEXT_MATCH_INSENSITIVE, "A.b\\", engine=MILVUS_30)
     assert expression == 'k =~ "(?i)a\\\\.b\\\\\\\\"'
 
 
@@ -332,8 +333,8 @@ def test_typed_columns(key: str, operator: FilterOperator, value: Any, expected:
 
 
 def test_columns_can_be_null_from_milvus_25_on() -> None:
-    assert express("count", Op.NE, 5, dialect=MILVUS_26) == ("count is null or not (count in [5])")
-    assert express("id", Op.NE, "x", dialect=MILVUS_26) == 'not (id in ["x"])'
+    assert express("count", Op.NE, 5, engine=MILVUS_26) == ("count is null or not (count in [5])")
+    assert express("id", Op.NE, "x", engine=MILVUS_26) == 'not (id in ["x"])'
 
 
 def test_an_integer_primary_key_takes_text() -> None:
@@ -436,7 +437,7 @@ def test_doc_ids_need_a_place() -> None:
 # Refusals
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=str)
+@pytest.mark.parametrize("server", ENGINES, ids=str)
 @pytest.mark.parametrize(
     ("key", "operator", "value", "message"),
     [
@@ -466,16 +467,16 @@ def test_doc_ids_need_a_place() -> None:
     ],
 )
 def test_what_cannot_be_asked(
-    dialect: Dialect, key: str, operator: Any, value: Any, message: str
+    server: Engine, key: str, operator: Any, value: Any, message: str
 ) -> None:
     with pytest.raises(FilterError, match=re.escape(message)) as caught:
-        express(key, operator, value, dialect=dialect)
+        express(key, operator, value, engine=server)
     assert f"filter on {key!r}" in str(caught.value)
     assert getattr(operator, "name", operator) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("dialect", "operator", "value", "message"),
+    ("server", "operator", "value", "message"),
     [
         (MILVUS_23, Op.TEXT_MATCH, "x", "Milvus 2.3.5 compares only the beginning.* Milvus 2.4"),
         (MILVUS_23, Op.TEXT_MATCH_INSENSITIVE, "x" * 99, "Milvus 2.3.5 compares only"),
@@ -487,24 +488,24 @@ def test_what_cannot_be_asked(
     ],
 )
 def test_what_an_engine_has_no_words_for(
-    dialect: Dialect, operator: FilterOperator, value: Any, message: str
+    server: Engine, operator: FilterOperator, value: Any, message: str
 ) -> None:
     with pytest.raises(FilterError, match=message):
-        express("k", operator, value, dialect=dialect)
+        express("k", operator, value, engine=server)
 
 
 @pytest.mark.parametrize("key", ["a][b", ",][", "x.a][b", "bell\x07", "nul\x00", "\\u0041"])
 def test_keys_that_mislead_the_server(key: str) -> None:
     # The first two kill Milvus 2.3.5 outright.
-    for dialect in (MILVUS_23, MILVUS_24, MILVUS_26, MILVUS_30):
+    for server in (MILVUS_23, MILVUS_24, MILVUS_26, MILVUS_30):
         with pytest.raises(FilterError, match="cannot address a key"):
-            express(key, Op.EQ, 5, dialect=dialect)
-    assert literal(key) in express(key, Op.EQ, 5, dialect=LITE)
+            express(key, Op.EQ, 5, engine=server)
+    assert literal(key) in express(key, Op.EQ, 5, engine=LITE)
 
 
 def test_lists_under_odd_keys_in_milvus_lite() -> None:
     with pytest.raises(FilterError, match="plain names"):
-        express("k-v", Op.CONTAINS, 5, dialect=LITE)
+        express("k-v", Op.CONTAINS, 5, engine=LITE)
 
 
 def test_a_column_whose_name_is_a_keyword() -> None:
@@ -852,12 +853,12 @@ rows = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("three_valued", [True, False], ids=["three-valued", "two-valued"])
-@pytest.mark.parametrize("dialect", [MILVUS_26, MILVUS_30], ids=str)
+@pytest.mark.parametrize("server", [MILVUS_26, MILVUS_30], ids=str)
 @settings(max_examples=400, deadline=None)
 @given(group=groups, row=rows)
 def test_both_logics_of_milvus_26(
-    dialect: Dialect, three_valued: bool, group: MetadataFilters, row: dict[str, Any]
+    server: Engine, three_valued: bool, group: MetadataFilters, row: dict[str, Any]
 ) -> None:
-    expression = build_expression(columns(dialect), filters=group)
+    expression = build_expression(columns(server), filters=group)
     holds = not expression or Model(expression, row, three_valued=three_valued).run() is True
     assert holds == reference(row, group), expression

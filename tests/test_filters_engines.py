@@ -25,7 +25,8 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from pymilvus import DataType, MilvusClient
 
-from llama_index_milvus_async._translation.expressions import Columns, Dialect
+from llama_index_milvus_async._translation.engine import Engine
+from llama_index_milvus_async._translation.expressions import Columns
 from llama_index_milvus_async._translation.filters import (
     FilterOperatorFunction,
     ScalarMetadataFilter,
@@ -147,7 +148,7 @@ class Table:
         expected = {
             row_id
             for row_id, row in self.rows.items()
-            if matches(row, filters, self.columns.dialect)
+            if matches(row, filters, self.columns.engine)
         }
         found = self.find(expression)
         wrong = {row_id: self.rows[row_id] for row_id in found ^ expected}
@@ -157,7 +158,7 @@ class Table:
 # The reference
 
 
-def matches(row: Mapping[str, Any], filters: MetadataFilters, dialect: Dialect) -> bool | None:
+def matches(row: Mapping[str, Any], filters: MetadataFilters, dialect: Engine) -> bool | None:
     """Apply nested filters as `SimpleVectorStore` would; `None` where the engine cannot tell."""
     if not filters.filters:
         return True
@@ -182,7 +183,7 @@ def negated(verdict: bool | None) -> bool | None:
     return None if verdict is None else not verdict
 
 
-def leaf_matches(row: Mapping[str, Any], leaf: MetadataFilter, dialect: Dialect) -> bool | None:
+def leaf_matches(row: Mapping[str, Any], leaf: MetadataFilter, dialect: Engine) -> bool | None:
     found = look_up(row, leaf.key)
     if isinstance(found, str) and not can_look_into_text(leaf, dialect):
         return None
@@ -193,12 +194,12 @@ def leaf_matches(row: Mapping[str, Any], leaf: MetadataFilter, dialect: Dialect)
         return False
 
 
-def can_look_into_text(leaf: MetadataFilter, dialect: Dialect) -> bool:
+def can_look_into_text(leaf: MetadataFilter, dialect: Engine) -> bool:
     if leaf.operator not in (Op.CONTAINS, Op.ANY, Op.ALL):
         return True
     values = leaf.value if isinstance(leaf.value, list) else [leaf.value]
     texts = [each for each in values if isinstance(each, str)]
-    if dialect.is_lite:
+    if dialect.name == "Milvus Lite":
         return not any("%" in t or "_" in t or t.endswith("\\") for t in texts)
     return dialect.version >= (2, 4) or not texts
 
@@ -241,7 +242,7 @@ def table(
             primary_key_is_integer=integer,
             types={field.name: field.dtype for field in schema.fields},
             dynamic=schema.enable_dynamic_field,
-            dialect=Dialect.parse(engine.version),
+            engine=Engine.parse(engine.version),
             **columns,
         )
         made = Table(client, name, description, rows)
@@ -310,11 +311,11 @@ def one(key: str, operator: FilterOperator, value: Any = None) -> MetadataFilter
     return MetadataFilters(filters=[MetadataFilter(key=key, operator=operator, value=value)])
 
 
-def refused_text(operator: FilterOperator, value: Any, dialect: Dialect) -> bool:
+def refused_text(operator: FilterOperator, value: Any, dialect: Engine) -> bool:
     """Whether the engine has no words for the filter, whatever the key."""
     if operator not in (Op.TEXT_MATCH, Op.TEXT_MATCH_INSENSITIVE):
         return False
-    if not dialect.is_lite:
+    if dialect.name != "Milvus Lite":
         return dialect.version < (2, 4)
     return "%" in value or "_" in value or value.endswith("\\")
 
@@ -348,7 +349,7 @@ def test_every_operator_with_every_value(
     for value in BY_OPERATOR[operator]:
         for key in ("mixed", "nest.city"):
             filters = one(key, operator, value)
-            if refused_text(operator, value, dynamic.columns.dialect):
+            if refused_text(operator, value, dynamic.columns.engine):
                 with pytest.raises(FilterError):
                     build_expression(dynamic.columns, filters=filters)
                 continue
@@ -363,7 +364,7 @@ def test_keys_with_values_of_one_type(dynamic: Table, operator: FilterOperator) 
     values = BY_OPERATOR[operator][::3]
     for key in KEYS[1:7]:
         for value in values:
-            if not refused_text(operator, value, dynamic.columns.dialect):
+            if not refused_text(operator, value, dynamic.columns.engine):
                 filters = one(key, operator, value)
                 dynamic.check(filters)
                 dynamic.check(MetadataFilters(filters=[filters], condition=Not))
@@ -410,7 +411,7 @@ def test_own_columns(dynamic: Table, key: str) -> None:
 @pytest.mark.parametrize("operator", BY_OPERATOR, ids=lambda op: op.name)
 @pytest.mark.parametrize("key", ["word", "small", "count", "ratio", "flag", "tags", "numbers"])
 def test_typed_columns(typed: Table, key: str, operator: FilterOperator) -> None:
-    dialect = typed.columns.dialect
+    dialect = typed.columns.engine
     array = key in ("tags", "numbers")
     for number, value in enumerate(BY_OPERATOR[operator]):
         values = value if isinstance(value, list) else [value]
@@ -437,7 +438,7 @@ def test_typed_columns(typed: Table, key: str, operator: FilterOperator) -> None
 def test_json_columns(typed: Table, operator: FilterOperator) -> None:
     for value in BY_OPERATOR[operator][::2]:
         for key in ("info.mixed", "info.deep.n", "info.tags"):
-            if not refused_text(operator, value, typed.columns.dialect):
+            if not refused_text(operator, value, typed.columns.engine):
                 typed.check(one(key, operator, value))
                 typed.check(MetadataFilters(filters=[one(key, operator, value)], condition=Not))
 
@@ -467,7 +468,12 @@ def test_scalar_filters(
 ) -> None:
     on = [(typed, key, "tags" if key == "tags" else "info"), (dynamic, "tags", "tags")]
     for where, name, column in on:
-        if operator == "ARRAY_LENGTH" and value and "." in name and where.columns.dialect.is_lite:
+        if (
+            operator == "ARRAY_LENGTH"
+            and value
+            and "." in name
+            and where.columns.engine.name == "Milvus Lite"
+        ):
             with pytest.raises(FilterError, match="top of the metadata"):
                 scalar(where, name, operator, value)
             continue
@@ -488,7 +494,7 @@ def scalar(where: Table, key: str, operator: str, value: Any) -> str:
 
 
 def test_null_columns(engine: Any) -> None:
-    dialect = Dialect.parse(engine.version)
+    dialect = Engine.parse(engine.version)
     if not dialect.has_null:
         pytest.skip(f"{dialect} has no nullable columns")
     schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -514,7 +520,7 @@ def test_null_columns(engine: Any) -> None:
 # Combinations
 
 
-def filter_trees(dialect: Dialect, keys: list[str]) -> st.SearchStrategy[MetadataFilters]:
+def filter_trees(dialect: Engine, keys: list[str]) -> st.SearchStrategy[MetadataFilters]:
     def leaves(key: str) -> st.SearchStrategy[MetadataFilter]:
         pairs = [
             (operator, value)
@@ -523,7 +529,7 @@ def filter_trees(dialect: Dialect, keys: list[str]) -> st.SearchStrategy[Metadat
             if not refused_text(operator, value, dialect)
             and (
                 key not in ODD_KEYS
-                or not dialect.is_lite
+                or dialect.name != "Milvus Lite"
                 or operator not in (Op.CONTAINS, Op.ANY, Op.ALL)
             )
         ]
@@ -545,7 +551,7 @@ def filter_trees(dialect: Dialect, keys: list[str]) -> st.SearchStrategy[Metadat
 
 
 def test_random_combinations(dynamic: Table) -> None:
-    trees = filter_trees(dynamic.columns.dialect, [*KEYS, *ODD_KEYS])
+    trees = filter_trees(dynamic.columns.engine, [*KEYS, *ODD_KEYS])
 
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
     @given(trees)

@@ -26,7 +26,7 @@ from pymilvus import DataType
 from pymilvus.client.prepare import Prepare
 
 import llama_index_milvus_async
-from llama_index_milvus_async._translation.expressions import Dialect
+from llama_index_milvus_async._translation.engine import Engine
 from llama_index_milvus_async._translation.rows import RowReader
 from llama_index_milvus_async._translation.schema import Column, Layout
 from llama_index_milvus_async.errors import MilvusVectorStoreError, RowError
@@ -153,7 +153,7 @@ def reader(*without, **parts):
             **{"collection_name": "c", "primary_key": "id", "auto_id": False, "text_key": "text"},
             **{"columns": {k: v for k, v in COLUMNS.items() if k not in without}},
             **{"doc_id_field": "doc_id", "dense_fields": ("embedding",), "sparse_field": None},
-            **{"dynamic": True, "dialect": Dialect.parse("v2.3.5"), **parts},
+            **{"dynamic": True, "engine": Engine.parse("v2.3.5"), **parts},
         }
     )
     return RowReader(layout)

@@ -36,9 +36,9 @@ from llama_index_milvus_async import (
     NodeError,
     QueryError,
     ServerError,
-    _core,
 )
-from llama_index_milvus_async._translation.expressions import Dialect
+from llama_index_milvus_async._operations import core as _core
+from llama_index_milvus_async._translation.engine import Engine
 from llama_index_milvus_async.errors import EncoderError
 from llama_index_milvus_async.sparse import BaseSparseEmbeddingFunction, BM25BuiltInFunction
 from tests.fixtures.labels import label
@@ -1149,7 +1149,7 @@ async def test_a_store_without_sparse_embeddings_says_so(dense, coloured):
 async def test_an_engine_without_sparse_vectors_says_so(
     engine, raw, make_store, coloured, function
 ):
-    if Dialect.parse(engine.version).has_sparse:
+    if Engine.parse(engine.version).has_sparse_vectors:
         pytest.skip("this server has sparse vectors")
     encoder = BagOfWords() if function == "encoder" else None
     store = make_store(
@@ -1171,7 +1171,7 @@ async def test_an_engine_without_sparse_vectors_says_so(
 
 @pytest.mark.engines("standalone")
 async def test_an_engine_that_cannot_group_says_so(engine, dense, coloured):
-    if Dialect.parse(engine.version).has_grouping:
+    if Engine.parse(engine.version).has_grouping:
         pytest.skip("this server groups")
     with pytest.raises(QueryError, match=r"group_by_field: Milvus 2\.3.* cannot group"):
         await coloured(dense.store).query(query_for(DEFAULT), group_by_field="kind")
@@ -1448,7 +1448,7 @@ async def test_ranges_of_both_legs(encoded, coloured, alpha):
 
 @lite
 async def test_ranges_of_legs_that_milvus_fuses_are_refused_on_lite(encoded, coloured):
-    with pytest.raises(QueryError, match=r"\['radius'\].*Milvus Lite ignores them.*pass alpha"):
+    with pytest.raises(QueryError, match=r"\['radius'\].*Milvus Lite .* ignores them.*pass alpha"):
         await coloured(encoded.store).query(query_for(), sparse_search_config={"radius": 2.0})
 
 

@@ -26,7 +26,8 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 
-from llama_index_milvus_async._translation.expressions import Columns, Dialect
+from llama_index_milvus_async._translation.engine import Engine
+from llama_index_milvus_async._translation.expressions import Columns
 from llama_index_milvus_async._translation.filters import (
     FilterOperatorFunction,
     ScalarMetadataFilter,
@@ -749,7 +750,7 @@ async def test_an_expression_nested_beyond_reason(store, coloured, depth):
 
 
 def columns():
-    return Columns("id", False, "doc_id", {}, True, Dialect("Milvus", (2, 3, 5)))
+    return Columns("id", False, "doc_id", {}, True, Engine("Milvus", (2, 3, 5)))
 
 
 def code_of(expression):

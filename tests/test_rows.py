@@ -33,7 +33,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 from pymilvus import DataType
 
 from llama_index_milvus_async._operations.core import split
-from llama_index_milvus_async._translation.expressions import Dialect
+from llama_index_milvus_async._translation.engine import Engine
 from llama_index_milvus_async._translation.rows import PackedRow, RowPacker, RowReader
 from llama_index_milvus_async._translation.schema import Column, Layout
 from llama_index_milvus_async.errors import CollectionError, NodeError, RowError
@@ -63,7 +63,7 @@ def layout(*columns: Column, dynamic: bool = True, **parts: Any) -> Layout:
         "dense_fields": ("embedding",),
         "sparse_field": None,
         "dynamic": dynamic,
-        "dialect": Dialect.parse("v2.3.5"),
+        "engine": Engine.parse("v2.3.5"),
     }
     return Layout(**{**defaults, **parts})
 

@@ -41,7 +41,7 @@ from .._retrieval.search import (
     searches_sparse,
 )
 from .._translation import filters as _filters
-from .._translation.expressions import Dialect
+from .._translation.engine import Engine
 from .._translation.rows import PackedRow, RowPacker, RowReader
 from .._translation.schema import (
     VECTOR_TYPES,
@@ -167,9 +167,9 @@ async def make_ready(backend: Backend, settings: CollectionSettings, overwrite: 
         ConfigurationError: `dim` is missing for a new collection.
     """
     name = settings.collection_name
-    dialect = Dialect.parse(await backend.server_version())
-    check_engine(settings, dialect)
-    if dialect.is_lite:
+    engine = Engine.parse(await backend.server_version())
+    check_engine(settings, engine)
+    if engine.needs_one_writer:
         backend.note_collection_of_lite(name)
     description = await backend.describe_collection(name)
     if description is not None and overwrite.pending:
@@ -195,7 +195,7 @@ async def make_ready(backend: Backend, settings: CollectionSettings, overwrite: 
         logger.info("created collection %r", name)
         if description is None:
             raise CollectionError(f"collection {name!r} was dropped while it was made ready")
-    layout = Layout.from_description(description, settings, dialect)
+    layout = Layout.from_description(description, settings, engine)
     check_layout(layout, settings)
 
     indexes = await _make_indexes(backend, settings, layout)
@@ -241,7 +241,7 @@ async def _make_indexes(
         field = used.get(column.name)
         index = await backend.describe_index(name, column.name)
         if index is None and field is not None and settings.create_index:
-            wanted = new_index(field, layout.dialect)
+            wanted = new_index(field, layout.engine)
             index = await _unless_done(
                 partial(backend.create_index, name, wanted),
                 partial(backend.describe_index, name, column.name),
@@ -337,7 +337,7 @@ class Core:
         await self._write(list(unique.values()), layout, options)
         if options.force_flush:
             await self._backend.flush(layout.collection_name, options.timeout)
-        elif layout.dialect.is_lite:
+        elif layout.engine.scans_unflushed_rows:
             self._backend.note_rows_of_lite(layout.collection_name, len(unique))
         return [node.node_id for node in nodes]
 
@@ -355,9 +355,9 @@ class Core:
     ) -> None:
         # Lite merges the dynamic keys of an upserted row into the old ones, and its insert
         # replaces the row; a server does the opposite, and its insert would double the row.
-        upsert = self._upsert and not layout.dialect.is_lite
+        upsert = self._upsert and not layout.engine.merges_upserted_rows
 
-        repeatable = self._upsert or layout.dialect.is_lite
+        repeatable = self._upsert or layout.engine.replaces_on_insert
         partition = options.milvus_partition_name
         request = Insert(layout.collection_name, layout.primary_key, partition, upsert, repeatable)
 
@@ -396,7 +396,7 @@ class Core:
         layout = (await self.ready()).layout
         select = partial(_filters.doc_ids_expression, layout.filter_columns)
         partition = options.milvus_partition_name
-        if partition is not None and layout.dialect.is_lite:
+        if partition is not None and not layout.engine.deletes_within_partition:
             await self._delete([select(chunk) for chunk in _chunks(wanted)], layout, options)
             return
         request = DeleteDocuments(layout.collection_name, partition, select)
@@ -436,7 +436,7 @@ class Core:
         self, expressions: Sequence[str], layout: Layout, options: DeleteOptions
     ) -> None:
         partition = options.milvus_partition_name
-        if partition is not None and layout.dialect.is_lite:
+        if partition is not None and not layout.engine.deletes_within_partition:
             expressions = await self._within_partition(
                 partition, expressions, layout, options.timeout
             )

@@ -22,6 +22,7 @@ from llama_index.core.vector_stores.types import (
 
 from .._requests import HybridSearch, Search
 from .._translation import filters as _filters
+from .._translation.engine import Engine
 from .._translation.rows import RowReader, decoded
 from .._translation.schema import Column, Index, Layout
 from .._translation.vectors import packed, unpacked
@@ -425,8 +426,8 @@ def prepare_search(
         QueryError: The collection, or the server, is not set up for the mode; the embedding has
             another dimension or values that are no numbers; the ranker does not fit.
     """
-    if options.group_by_field is not None and not layout.dialect.has_grouping:
-        raise QueryError(f"group_by_field: {layout.dialect} cannot group; Milvus can from 2.4 on")
+    if options.group_by_field is not None:
+        layout.engine.require(Engine.has_grouping, "group_by_field", QueryError)
     named = list(store.output_fields if query.output_fields is None else query.output_fields)
     field = query.embedding_field or layout.embedding_field
     reader = RowReader(layout, named, field)
@@ -460,13 +461,13 @@ def prepare_search(
         paging = _paging(query, options) if ranker is None else ()
         legs = [_with_rows(leg, fetched, paging) for leg in legs]
         return PreparedSearch(tuple(legs), None, ranker, limit, layout, reader)
+    if isinstance(ranker, ServerRanker):
+        layout.engine.require(Engine.has_rerank_functions, "the ranker", QueryError)
     for leg in legs:
         ranges = {"radius", "range_filter"} & leg.request.params["params"].keys()
-        if ranges and layout.dialect.is_lite:
-            raise QueryError(
-                f"search parameters {sorted(ranges)} of field {leg.request.field_name!r}: Milvus "
-                "Lite ignores them in a hybrid search; leave them out, or pass alpha"
-            )
+        if ranges:
+            asked = f"search parameters {sorted(ranges)} of field {leg.request.field_name!r}"
+            layout.engine.require(Engine.has_ranges_in_hybrid_search, asked, QueryError)
     hybrid = HybridSearch(
         collection_name=layout.collection_name,
         legs=tuple(_hybrid_leg(leg) for leg in legs),
@@ -477,7 +478,7 @@ def prepare_search(
         partition_names=options.partition_names,
         consistency_level=options.consistency_level or store.consistency_level,
         options=_paging(query, options),
-        one_at_a_time=layout.dialect.is_lite,
+        one_at_a_time=layout.engine.slows_down_concurrent_searches,
     )
     return PreparedSearch(tuple(legs), hybrid, ranker, limit, layout, reader)
 
@@ -576,7 +577,7 @@ def _leg(
         consistency_level=options.consistency_level or store.consistency_level,
         params=params,
         options=(),
-        one_at_a_time=layout.dialect.is_lite,
+        one_at_a_time=layout.engine.slows_down_concurrent_searches,
     )
     exhaustive = None
     if all_rows:
@@ -665,8 +666,7 @@ def _search_params(
                 f"search parameter ef is {params['ef']!r}; it must be a number"
             ) from error
         params["ef"] = max(limit, ef)
-    if index.metric == "BM25" and layout.dialect.is_lite:
-        # Lite's own scores have a minus.
+    if index.metric == "BM25" and layout.engine.negates_bm25:
         for name in {"radius", "range_filter"} & params.keys():
             if not _is_number(params[name]):
                 raise QueryError(
@@ -678,7 +678,7 @@ def _search_params(
 
 def _exhaustive_params(field: str, index: Index, layout: Layout) -> Mapping[str, int]:
     """What has an approximate index of Milvus Lite visit every row; nothing for others."""
-    if layout.dialect.is_lite and field != layout.sparse_field:
+    if layout.engine.drops_hits_after_search and field != layout.sparse_field:
         for beginning, params in LITE_EXHAUSTIVE.items():
             if index.type.upper().startswith(beginning):
                 return params

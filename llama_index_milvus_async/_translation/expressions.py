@@ -38,6 +38,7 @@ from typing import Any, TypeAlias
 from pymilvus import DataType
 
 from ..errors import FilterError
+from .engine import Engine
 
 #: An expression; `True` and `False` stand for "every row" and "no row" until the end.
 Expr: TypeAlias = str | bool
@@ -81,81 +82,6 @@ _DOC_ID_KEYS = frozenset({"doc_id", "document_id", "ref_doc_id"})
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
-    """What the connected engine, and its expression language, can do.
-
-    Attributes:
-        engine: `"Milvus"` or `"Milvus Lite"`.
-        version: The engine's version, e.g. `(2, 6, 3)`.
-    """
-
-    engine: str
-    version: tuple[int, ...]
-
-    @classmethod
-    def parse(cls, server_version: str) -> Dialect:
-        """Read the answer of `get_server_version`.
-
-        `"milvus_lite-3.2.2"` is Milvus Lite; `"v2.3.5-lite"` is not, it is how the standalone
-        server of the PyPI package `milvus` calls itself. A text without a version number, such
-        as that of a build from a branch, is taken for Milvus 2.6.
-        """
-        lite = re.match(r"milvus[-_ ]?lite\D*(\d+(?:\.\d+)*)", server_version, re.IGNORECASE)
-        if lite:
-            return cls("Milvus Lite", _version(lite[1]))
-        milvus = re.match(r"\s*v?(\d+(?:\.\d+)+)", server_version, re.IGNORECASE)
-        return cls("Milvus", _version(milvus[1]) if milvus else (2, 6))
-
-    def __str__(self) -> str:
-        return f"{self.engine} {'.'.join(map(str, self.version))}"
-
-    @property
-    def is_lite(self) -> bool:
-        """Whether the engine is Milvus Lite."""
-        return self.engine == "Milvus Lite"
-
-    @property
-    def is_two_valued(self) -> bool:
-        """Whether a comparison that fails is false, rather than unknown."""
-        return not self.is_lite and self.version < (2, 6)
-
-    @property
-    def has_sparse(self) -> bool:
-        """Whether there are sparse vectors."""
-        return self.is_lite or self.version >= (2, 4)
-
-    @property
-    def has_several_vectors(self) -> bool:
-        """Whether a collection can have several vector columns, and a search several legs."""
-        return self.is_lite or self.version >= (2, 4)
-
-    @property
-    def has_full_text(self) -> bool:
-        """Whether Milvus computes sparse vectors of texts (BM25)."""
-        return self.is_lite or self.version >= (2, 5)
-
-    @property
-    def has_grouping(self) -> bool:
-        """Whether a search can group its hits by a field; older servers ignore the wish."""
-        return self.is_lite or self.version >= (2, 4)
-
-    @property
-    def has_infix_like(self) -> bool:
-        """Whether `like` finds text anywhere, not only at the beginning (milvus#30288)."""
-        return self.is_lite or self.version >= (2, 4)
-
-    @property
-    def has_regex(self) -> bool:
-        """Whether there is `=~` (milvus#48951)."""
-        return not self.is_lite and self.version >= (3,)
-
-    @property
-    def has_null(self) -> bool:
-        """Whether columns can be null, and `is null` asks for it."""
-        return self.is_lite or self.version >= (2, 5)
-
-
-@dataclass(frozen=True, slots=True)
 class Columns:
     """What an expression has to know of a collection.
 
@@ -166,7 +92,7 @@ class Columns:
             `None` when the collection has none.
         types: The type of every real column, the primary key included.
         dynamic: Whether the dynamic field is enabled.
-        dialect: The expression language of the engine.
+        engine: What the engine can do.
     """
 
     primary_key: str
@@ -174,7 +100,7 @@ class Columns:
     doc_id: str | None
     types: Mapping[str, DataType]
     dynamic: bool
-    dialect: Dialect
+    engine: Engine
 
 
 # Literals and names
@@ -247,10 +173,6 @@ def column_name(name: str) -> str:
     return name
 
 
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(".")))
-
-
 def listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, sorted(names))) or "none"
 
@@ -310,56 +232,50 @@ def rendered(columns: Columns, part: Expr) -> str:
 # Text inside text
 
 
-def _substring(dialect: Dialect, target: str, needle: str) -> Expr:
+def _substring(engine: Engine, target: str, needle: str) -> Expr:
     """Test whether a text contains `needle`, the wildcards of `like` taken literally."""
-    if not dialect.has_infix_like:
-        raise FilterError(
-            f"{dialect} compares only the beginning of a text, while this operator finds text "
-            "anywhere; Milvus 2.4 and newer, and Milvus Lite, can"
-        )
-    if not _can_find(dialect, needle):
-        raise FilterError(
-            f"found {needle!r}; {dialect} cannot look for '%' or '_', or for a backslash at the "
-            "end, inside a text, because it does not always heed escapes; Milvus 2.4 and newer can"
-        )
+    engine.require(Engine.has_infix_like, "text inside text", FilterError)
+    if not _can_find(engine, needle):
+        engine.require(Engine.has_escapes_in_like, f"found {needle!r}", FilterError)
     if not needle:
         return f'{target} like "%"'
-    pattern = needle if dialect.is_lite else re.sub(r"([\\%_])", r"\\\1", needle)
+    pattern = re.sub(r"([\\%_])", r"\\\1", needle) if engine.has_escapes_in_like else needle
     return f"{target} like {literal(f'%{pattern}%')}"
 
 
-def _can_find(dialect: Dialect, needle: str) -> bool:
+def _can_find(engine: Engine, needle: str) -> bool:
     """Whether `like` can look for a text, whatever the rows hold.
 
     Lite evaluates an expression in Arrow or, when it has functions or meets values of several
     types under one key, in Python. Python's side knows no escapes. Both read a backslash as
     itself in a pattern `%text%` whose text has no wildcard and does not end in a backslash.
     """
-    if dialect.is_lite:
-        return "%" not in needle and "_" not in needle and not needle.endswith("\\")
-    return dialect.has_infix_like
+    if engine.has_escapes_in_like:
+        return True
+    plain = "%" not in needle and "_" not in needle and not needle.endswith("\\")
+    return engine.has_infix_like and plain
 
 
-def _substring_insensitive(dialect: Dialect, target: str, needle: str) -> Expr:
+def _substring_insensitive(engine: Engine, target: str, needle: str) -> Expr:
     """Test whether a text contains `needle` in any mixture of upper and lower case.
 
     Letters are paired by simple case mapping, as `str.lower` and `str.upper` do for one letter.
     """
-    if dialect.has_regex:
+    if engine.has_regex:
         # RE2: a backslash makes punctuation literal. It refuses one before an underscore.
         escaped = re.sub(r"([!-/:-@\[-^`{-~])", r"\\\1", needle.lower())
         return f"{target} =~ {literal('(?i)' + escaped)}" if needle else f'{target} like "%"'
     spellings = [_cases(letter) for letter in needle.lower()]
     cased = sum(len(each) > 1 for each in spellings)
-    if dialect.has_infix_like and cased > _MAX_CASED_LETTERS:
+    if engine.has_infix_like and cased > _MAX_CASED_LETTERS:
         raise FilterError(
-            f"found a text with {cased} letters; {dialect} has no comparison without case, so "
+            f"found a text with {cased} letters; {engine} has no comparison without case, so "
             "that every spelling becomes a pattern of its own, and for more than "
             f"{_MAX_CASED_LETTERS} letters these are too many. Use a shorter text, or "
             "TEXT_MATCH, or Milvus 3.0, which has regular expressions"
         )
     words = map("".join, itertools.product(*spellings))
-    return any_of(_substring(dialect, target, word) for word in words)
+    return any_of(_substring(engine, target, word) for word in words)
 
 
 def _cases(letter: str) -> str:
@@ -446,16 +362,16 @@ class _Json(Target):
     than one, brings the boolean along.
     """
 
-    def __init__(self, text: str, dialect: Dialect, key: str) -> None:
+    def __init__(self, text: str, engine: Engine, key: str) -> None:
         """Remember the target.
 
         Args:
             text: The value, as it is written in an expression.
-            dialect: The engine's language.
+            engine: What the engine can do.
             key: The last key that leads to it.
         """
         self.text = text
-        self.dialect = dialect
+        self.engine = engine
         self.bare = not text.startswith("$meta")
         self.nested = text.endswith("]")
         self.dotted = _is_path(key)
@@ -522,19 +438,19 @@ class _Json(Target):
         join = all_of if every else any_of
         if every and len(texts) < len(values):
             in_text: Expr = False
-        elif not all(_can_find(self.dialect, each) for each in texts):
+        elif not all(_can_find(self.engine, each) for each in texts):
             # Undecidable, so that rows with text match neither this nor its negation. Lists, for
             # which the operator is meant, are not affected.
             in_text = False if positive else self.kinds["text"]
         else:
-            in_text = join(_substring(self.dialect, self.text, each) for each in texts)
+            in_text = join(_substring(self.engine, self.text, each) for each in texts)
         return self.decide(
             {"list": self._elements(values, every, positive), "text": in_text}, positive
         )
 
     def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
         test = _substring_insensitive if insensitive else _substring
-        return self.decide({"text": test(self.dialect, self.text, needle)}, positive)
+        return self.decide({"text": test(self.engine, self.text, needle)}, positive)
 
     def empty(self, positive: bool) -> Expr:
         return negated(self.filled) if positive else self.filled
@@ -607,7 +523,7 @@ class _JsonOfThreeValues(_Json):
     def has_length(self, length: int, positive: bool) -> Expr:
         if length == 0 and not positive:
             raise FilterError(
-                f"{self.dialect} does not tell an empty list from a missing key, so that a "
+                f"{self.engine} does not tell an empty list from a missing key, so that a "
                 "length other than 0 cannot be asked for; ask for what the list contains"
             )
         return super().has_length(length, positive)
@@ -662,7 +578,7 @@ class _JsonInLite(_Json):
             return False if positive else self.kinds["list"]
         if not self.bare:
             raise FilterError(
-                f"{self.dialect} looks into lists only under keys that are plain names (letters, "
+                f"{self.engine} looks into lists only under keys that are plain names (letters, "
                 "digits and underscores, no keyword); rename the key, or use Milvus"
             )
         groups: list[Sequence[Scalar]] = [_texts(values), _numbers(values)]
@@ -676,7 +592,7 @@ class _JsonInLite(_Json):
             return all_of(zero)
         if not self.bare or self.nested:
             raise FilterError(
-                f"{self.dialect} counts elements only of lists at the top of the metadata, under "
+                f"{self.engine} counts elements only of lists at the top of the metadata, under "
                 "keys that are plain names; Milvus can"
             )
         return self._no_text(f"array_length({self.text}) == {literal(length)}")
@@ -689,10 +605,10 @@ class _JsonInLite(_Json):
 class _Column(Target):
     """A real column. Its values have one type, so that most operators match none of them."""
 
-    def __init__(self, name: str, dialect: Dialect, *, nullable: bool) -> None:
+    def __init__(self, name: str, engine: Engine, *, nullable: bool) -> None:
         self.name = column_name(name)
-        self.dialect = dialect
-        self.null: Expr = f"{self.name} is null" if nullable and dialect.has_null else False
+        self.engine = engine
+        self.null: Expr = f"{self.name} is null" if nullable and engine.has_null else False
 
     def decide(self, match: Expr, positive: bool) -> Expr:
         """Match the rows for which a test is true; on null it may be unknown."""
@@ -745,12 +661,12 @@ class _TextColumn(_Column):
         texts = _texts(values)
         if every and len(texts) < len(values):
             return self.decide(False, positive)
-        tests = [_substring(self.dialect, self.name, each) for each in texts]
+        tests = [_substring(self.engine, self.name, each) for each in texts]
         return self.decide((all_of if every else any_of)(tests), positive)
 
     def has_text(self, needle: str, insensitive: bool, positive: bool) -> Expr:
         test = _substring_insensitive if insensitive else _substring
-        return self.decide(test(self.dialect, self.name, needle), positive)
+        return self.decide(test(self.engine, self.name, needle), positive)
 
     def empty(self, positive: bool) -> Expr:
         test = any_of([self.null, f'{self.name} == ""'])
@@ -924,7 +840,7 @@ def target_of(columns: Columns, key: str) -> Target:
 def _column_target(columns: Columns, name: str) -> _Column:
     if name == columns.primary_key:
         kind = _IntegerKeyColumn if columns.primary_key_is_integer else _TextColumn
-        return kind(name, columns.dialect, nullable=False)
+        return kind(name, columns.engine, nullable=False)
     data_type = columns.types[name]
     if data_type == DataType.JSON:
         raise FilterError(f"the column is JSON; name a key inside it, as in '{name}.key'")
@@ -933,7 +849,7 @@ def _column_target(columns: Columns, name: str) -> _Column:
             f"the column is of type {DataType(data_type).name}, which cannot be filtered; columns "
             f"of these types and JSON can: {listed(each.name for each in _COLUMN_TYPES)}"
         )
-    return _COLUMN_TYPES[data_type](name, columns.dialect, nullable=True)
+    return _COLUMN_TYPES[data_type](name, columns.engine, nullable=True)
 
 
 def _json_target(columns: Columns, key: str, column: str | None = None) -> Target:
@@ -951,7 +867,7 @@ def _json(columns: Columns, path: Sequence[str], column: str | None) -> _Json:
     first = path[0]
     if not first:
         raise FilterError("the key is empty; Milvus cannot address it")
-    if not columns.dialect.is_lite and any(map(_UNADDRESSABLE.search, path)):
+    if not columns.engine.has_any_key and any(map(_UNADDRESSABLE.search, path)):
         raise FilterError(
             "Milvus cannot address a key with '][', with a control character, or with a backslash, "
             "'u' and four hexadecimal digits; store the value under another key"
@@ -963,7 +879,7 @@ def _json(columns: Columns, path: Sequence[str], column: str | None) -> _Json:
     else:
         head, steps = "$meta", path
     text = head + "".join(f"[{literal(step)}]" for step in steps)
-    kind: type[_Json] = _Json if columns.dialect.is_two_valued else _JsonOfThreeValues
-    if columns.dialect.is_lite:
+    kind: type[_Json] = _JsonOfThreeValues if columns.engine.has_unknown else _Json
+    if columns.engine.compares_json_as_python:
         kind = _JsonInLite
-    return kind(text, columns.dialect, path[-1])
+    return kind(text, columns.engine, path[-1])

@@ -20,7 +20,8 @@ from pymilvus import CollectionSchema, DataType, FieldSchema, Function
 from pymilvus.milvus_client.index import IndexParams
 
 from ..errors import CollectionError, ConfigurationError
-from .expressions import Columns, Dialect
+from .engine import Engine
+from .expressions import Columns
 from .vectors import DENSE_METRICS
 
 #: Milvus' longest VARCHAR, in UTF-8 bytes
@@ -34,6 +35,13 @@ NODE_TYPE_FIELD = "_node_type"
 DYNAMIC_FIELD = "$meta"
 
 _NODE_TYPE_BYTES = 256
+
+_VECTOR_CAPABILITIES = {
+    DataType.FLOAT16_VECTOR: Engine.has_float16_vectors,
+    DataType.BFLOAT16_VECTOR: Engine.has_bfloat16_vectors,
+    DataType.INT8_VECTOR: Engine.has_int8_vectors,
+    DataType.BINARY_VECTOR: Engine.has_binary_vectors,
+}
 
 # Index types of columns that have no FLAT one.
 _DEFAULT_INDEXES = {
@@ -163,18 +171,18 @@ class Layout:
     dense_fields: tuple[str, ...]
     sparse_field: str | None
     dynamic: bool
-    dialect: Dialect
+    engine: Engine
 
     @classmethod
     def from_description(
-        cls, description: Mapping[str, Any], settings: CollectionSettings, dialect: Dialect
+        cls, description: Mapping[str, Any], settings: CollectionSettings, engine: Engine
     ) -> Layout:
         """Read the answer of `describe_collection`.
 
         Args:
             description: What pymilvus' `describe_collection` returned.
             settings: The store's arguments, for the parts that columns play.
-            dialect: The expression language of the engine.
+            engine: What the engine can do.
         """
         reads = {
             name: tuple(function.get("input_field_names") or ())
@@ -198,7 +206,7 @@ class Layout:
             dense_fields=tuple(field.name for field in settings.dense),
             sparse_field=settings.sparse.name if settings.sparse else None,
             dynamic=dynamic,
-            dialect=dialect,
+            engine=engine,
         )
 
     @property
@@ -263,7 +271,7 @@ class Layout:
             doc_id=self.doc_id_field,
             types={name: column.type for name, column in self.columns.items()},
             dynamic=self.dynamic,
-            dialect=self.dialect,
+            engine=self.engine,
         )
 
     def max_bytes(self, name: str) -> int:
@@ -377,7 +385,7 @@ def _analyzed(function: Function | None) -> dict[str, Any]:
     return dict(own()) if own else {"enable_analyzer": True}
 
 
-def new_index(field: VectorField, dialect: Dialect) -> IndexParams:
+def new_index(field: VectorField, engine: Engine) -> IndexParams:
     """Build the parameters of the index of a vector column.
 
     An index configuration is flat, as upstream has it: `index_type`, `metric_type`, `index_name`
@@ -392,7 +400,7 @@ def new_index(field: VectorField, dialect: Dialect) -> IndexParams:
         "metric_type": config.pop("metric_type", field.metric),
     }
     params = {**config.pop("params", {}), **config}
-    if params and dialect.is_lite:
+    if params and engine.nests_index_params:
         # pymilvus flattens what it is given, and Milvus Lite reads nested parameters only.
         params = {"params": params}
     index_params = IndexParams()
@@ -400,27 +408,29 @@ def new_index(field: VectorField, dialect: Dialect) -> IndexParams:
     return index_params
 
 
-def check_engine(settings: CollectionSettings, dialect: Dialect) -> None:
+def check_engine(settings: CollectionSettings, engine: Engine) -> None:
     """Check that the engine has what the store's arguments ask for.
 
     Raises:
         ConfigurationError: It has not. The message names the version that has.
     """
-    if settings.sparse is not None and not dialect.has_sparse:
-        raise ConfigurationError(
-            f"enable_sparse=True: {dialect} has no sparse vectors; Milvus has them from 2.4 on"
-        )
-    if settings.sparse is not None and settings.sparse.function and not dialect.has_full_text:
-        raise ConfigurationError(
-            f"sparse_embedding_function is a function of Milvus, and {dialect} has none; Milvus "
-            "has them from 2.5 on. Pass a function that encodes on this side"
-        )
-    if len(settings.vectors) > 1 and not dialect.has_several_vectors:
+    sparse = settings.sparse
+    if sparse is not None:
+        engine.require(Engine.has_sparse_vectors, "enable_sparse=True", ConfigurationError)
+    if sparse is not None and sparse.function is not None:
+        function = "sparse_embedding_function"
+        engine.require(Engine.has_full_text, function, ConfigurationError)
+        if getattr(sparse.function, "multi_analyzer_params", None) is not None:
+            asked = f"{function} with multi_analyzer_params"
+            engine.require(Engine.has_multi_analyzers, asked, ConfigurationError)
+    if len(settings.vectors) > 1:
         names = [field.name for field in settings.vectors]
-        raise ConfigurationError(
-            f"the fields {names} are vectors, and a collection of {dialect} has one only; Milvus "
-            "has several from 2.4 on"
-        )
+        asked = f"the fields {names} are vectors"
+        engine.require(Engine.has_several_vectors, asked, ConfigurationError)
+    for field in settings.dense:
+        if field.type in _VECTOR_CAPABILITIES:
+            asked = f"field {field.name!r} of type {field.type.name}"
+            engine.require(_VECTOR_CAPABILITIES[field.type], asked, ConfigurationError)
 
 
 def check_layout(layout: Layout, settings: CollectionSettings) -> None:

@@ -1,0 +1,192 @@
+"""What the connected engine can do: the one place that knows versions of Milvus and Milvus Lite.
+
+Everything else asks for a capability by its name: `engine.has_sparse_vectors` is true or false,
+`engine.require(Engine.has_sparse_vectors, "enable_sparse=True", ConfigurationError)` raises an
+error that names the versions that have it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import overload
+
+from ..errors import MilvusVectorStoreError
+
+Version = tuple[int, ...]
+
+_MILVUS = "Milvus"
+_LITE = "Milvus Lite"
+#: Since the first version that this package supports.
+_ALWAYS: Version = ()
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Something that not every engine does. As an attribute of an `Engine` it is true or false.
+
+    Attributes:
+        milvus: The first version of Milvus that does it, `None` where none does.
+        lite: The first version of Milvus Lite that does it, `None` where none does.
+        lack: What to say of an engine that does not: "has no sparse vectors".
+        remedy: What to say of those that do: "have them".
+    """
+
+    milvus: Version | None
+    lite: Version | None
+    lack: str = ""
+    remedy: str = ""
+
+    @overload
+    def __get__(self, engine: None, owner: type[Engine]) -> Capability: ...
+
+    @overload
+    def __get__(self, engine: Engine, owner: type[Engine]) -> bool: ...
+
+    def __get__(self, engine: Engine | None, owner: type[Engine]) -> Capability | bool:
+        return self if engine is None else self.is_in(engine)
+
+    def is_in(self, engine: Engine) -> bool:
+        """Whether an engine does it."""
+        first = self.lite if engine.name == _LITE else self.milvus
+        return first is not None and engine.version >= first
+
+    def who(self) -> str:
+        """The engines that do it: "Milvus 2.4 and newer, and Milvus Lite,"."""
+        first = ((_MILVUS, self.milvus), (_LITE, self.lite))
+        engines = [
+            f"{name} {_dotted(version)} and newer" if version else name
+            for name, version in first
+            if version is not None
+        ]
+        return f"{', and '.join(engines)}," if len(engines) > 1 else "".join(engines)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The connected engine.
+
+    Attributes:
+        name: `"Milvus"` or `"Milvus Lite"`.
+        version: Its version, such as `(2, 6, 3)`.
+    """
+
+    name: str
+    version: Version
+
+    # Vectors
+
+    has_sparse_vectors = Capability((2, 4), _ALWAYS, "has no sparse vectors", "have them")
+    has_several_vectors = Capability(
+        (2, 4), _ALWAYS, "has only one vector field in a collection", "have several"
+    )
+    has_float16_vectors = Capability((2, 4), None, "has no FLOAT16_VECTOR fields", "have them")
+    has_bfloat16_vectors = Capability((2, 4), None, "has no BFLOAT16_VECTOR fields", "have them")
+    has_int8_vectors = Capability((2, 6), None, "has no INT8_VECTOR fields", "have them")
+    has_binary_vectors = Capability(_ALWAYS, None, "has no BINARY_VECTOR fields", "has them")
+
+    # Functions of Milvus
+
+    #: Computes sparse vectors from texts (BM25).
+    has_full_text = Capability((2, 5), _ALWAYS, "has no functions that encode texts", "have them")
+    #: Lite takes the argument and ignores it. https://milvus.io/docs/multi-language-analyzers.md
+    has_multi_analyzers = Capability(
+        (2, 5, 11), None, "has one analyzer for all texts of a field", "has several"
+    )
+    #: Older servers take a `Function` of type RERANK and ignore it.
+    has_rerank_functions = Capability((2, 6), _ALWAYS, "has no functions that rerank", "have them")
+
+    # Searches
+
+    #: Older servers ignore the wish.
+    has_grouping = Capability((2, 4), _ALWAYS, "cannot group hits", "can")
+    has_ranges_in_hybrid_search = Capability(
+        (2, 4), None, "ignores them in a hybrid search (leave them out, or pass alpha)", "heed them"
+    )
+    #: Gives the scores of BM25 a minus.
+    negates_bm25 = Capability(None, _ALWAYS)
+    #: An HNSW index returns no more hits than `ef`, and drops what the filter refuses, or what
+    #: was deleted, only after the search. Milvus itself does neither.
+    drops_hits_after_search = Capability(None, _ALWAYS)
+    #: Searches that overlap take longer than the same searches one after the other.
+    slows_down_concurrent_searches = Capability(None, _ALWAYS)
+    #: Each search looks at all rows that were not flushed.
+    scans_unflushed_rows = Capability(None, _ALWAYS)
+
+    # Writes
+
+    #: Merges the dynamic keys of an upserted row into the old ones, instead of replacing them.
+    merges_upserted_rows = Capability(None, _ALWAYS)
+    #: An insert replaces the row of the same primary key, instead of adding a second one.
+    replaces_on_insert = Capability(None, _ALWAYS)
+    #: A delete by filter stays within its partition; others delete from every partition.
+    deletes_within_partition = Capability(_ALWAYS, None)
+    #: Killed after several requests had written at the same time, it loses acknowledged rows.
+    needs_one_writer = Capability(None, _ALWAYS)
+    #: Reads the parameters of an index only from a nested dictionary.
+    nests_index_params = Capability(None, _ALWAYS)
+
+    # Expressions
+
+    #: Knows *unknown* beside true and false (milvus#46820, milvus#50699).
+    has_unknown = Capability((2, 6), _ALWAYS)
+    #: `like` finds text anywhere, not only at the beginning (milvus#30288).
+    has_infix_like = Capability(
+        (2, 4), _ALWAYS, "compares only the beginning of a text", "find text anywhere"
+    )
+    #: `like` always heeds a backslash before a wildcard.
+    has_escapes_in_like = Capability(
+        (2, 4),
+        None,
+        "cannot look for '%' or '_', or for a backslash at the end, inside a text",
+        "can",
+    )
+    #: `=~` (milvus#48951).
+    has_regex = Capability((3,), None, "has no comparison without case", "has regular expressions")
+    #: Columns can be null, and `is null` asks for it.
+    has_null = Capability((2, 5), _ALWAYS)
+    #: Any text can be a key in an expression.
+    has_any_key = Capability(None, _ALWAYS)
+    #: Compares values in JSON as Python does: booleans are numbers, and functions need plain names.
+    compares_json_as_python = Capability(None, _ALWAYS)
+
+    @classmethod
+    def parse(cls, server_version: str) -> Engine:
+        """Read the answer of `get_server_version`.
+
+        `"milvus_lite-3.2.2"` is Milvus Lite; `"v2.3.5-lite"` is not, it is how the standalone
+        server of the PyPI package `milvus` calls itself. A text without a version number, such
+        as that of a build from a branch, is taken for Milvus 2.6.
+        """
+        lite = re.match(r"milvus[-_ ]?lite\D*(\d+(?:\.\d+)*)", server_version, re.IGNORECASE)
+        if lite:
+            return cls(_LITE, _version(lite[1]))
+        milvus = re.match(r"\s*v?(\d+(?:\.\d+)+)", server_version, re.IGNORECASE)
+        return cls(_MILVUS, _version(milvus[1]) if milvus else (2, 6))
+
+    def __str__(self) -> str:
+        return f"{self.name} {_dotted(self.version)}"
+
+    def require(
+        self, capability: Capability, asked: str, error: type[MilvusVectorStoreError]
+    ) -> None:
+        """Raise an error where the engine lacks a capability.
+
+        Args:
+            capability: The capability, such as `Engine.has_grouping`.
+            asked: What needs it, as the user wrote it: `"enable_sparse=True"`.
+            error: The class of the error.
+        """
+        if not capability.is_in(self):
+            raise error(
+                f"{asked}: {self} {capability.lack}; {capability.who()} {capability.remedy}"
+            )
+
+
+def _version(text: str) -> Version:
+    return tuple(map(int, text.split(".")))
+
+
+def _dotted(version: Iterable[int]) -> str:
+    return ".".join(map(str, version))
