@@ -33,13 +33,14 @@ from .errors import (
     WriteOutcomeUnknownError,
 )
 from .events import MilvusOperationEndEvent, MilvusOperationStartEvent
+from .indexes import IndexManagement
 from .sparse import (
     BaseSparseEmbeddingFunction,
     BGEM3SparseEmbeddingFunction,
     BM25BuiltInFunction,
 )
 from .stats import KindStats
-from .store import IndexManagement, MilvusVectorStore
+from .store import MilvusVectorStore
 
 __version__ = version("llama-index-milvus-async")
 

@@ -1,235 +1,353 @@
-"""Checks of the constructor's arguments; each error says what is allowed."""
+"""What a store is asked for: its arguments, and what copies of a store keep of them.
+
+The type of a field says what is allowed. `Fixed` are those that a store is built by; the others are
+read by each operation, and may be changed between two.
+"""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Annotated, Any, TypeVar
 
-from llama_index.core.bridge.pydantic import ValidationError
-from pymilvus import DataType
+from llama_index.core.bridge.pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
+from pymilvus import DataType, Function, FunctionType
 
-from ._translation.schema import MAX_DIMENSION, NODE_CONTENT_FIELD, NODE_TYPE_FIELD, SCALAR_TYPES
-from ._translation.vectors import DENSE_METRICS
+from ._checks import (
+    check_consistency_level,
+    check_dense_fields,
+    check_dim,
+    check_distinct,
+    check_metric,
+    check_scalar_types,
+    check_timeout,
+    check_uri,
+    one_of,
+    split_credentials,
+)
+from ._retrieval.ranking import Weighted, ranker_of
+from ._retrieval.search import StoreOptions
+from ._translation.schema import CollectionSettings, VectorField
 from .errors import ConfigurationError
+from .indexes import IndexManagement
+from .sparse import BM25BuiltInFunction, SparseEncoder
 
-CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
-METRICS = {"ip": "IP", "l2": "L2", "euclidean": "L2", "cosine": "COSINE"}
+T = TypeVar("T")
+Self = TypeVar("Self", bound="StoreArguments")
 
-
-def check_uri(uri: Any) -> str:
-    # pymilvus refuses pathlib.Path with a message about something else.
-    text = str(uri)
-    if not text:
-        raise ConfigurationError(
-            'uri is empty; pass a server\'s address such as "http://localhost:19530", or a path '
-            'that ends in ".db"'
-        )
-    is_file = text.endswith(".db")
-    # pymilvus would take "http://host/x.db" for a file.
-    if is_file if "://" in text else not is_file and not text.startswith("unix:"):
-        raise ConfigurationError(
-            f"uri is {without_credentials(text)!r}; it must be a server's address such as "
-            '"http://localhost:19530", or a path that ends in ".db" for Milvus Lite'
-        )
-    return text
+# Fields of the base classes, which `to_dict` writes and which are not arguments.
+_INHERITED = frozenset({*BasePydanticVectorStore.model_fields, "stores_node", "class_name"})
+# Never shown, not even where they are refused.
+_SECRETS = frozenset({"token", "password", "client_options"})
 
 
-def without_credentials(text: str) -> str:
-    """Cut out of a malformed URI what may be a user and a password."""
-    return re.sub(r"^(\w+://)?.*@", r"\1***@", text, flags=re.DOTALL)
+@dataclass(frozen=True)
+class Rule:
+    """What a field must be, as messages say it."""
+
+    text: str
 
 
-def split_credentials(uri: str) -> tuple[str, str]:
-    """Take `user:password` out of a URI, so that the URI can be shown."""
-    if "://" not in uri:
-        return uri, ""
-    try:
-        parts = urlsplit(uri)
-        malformed = "@" in f"{parts.path}{parts.query}{parts.fragment}"
-        malformed |= not (parts.hostname or parts.scheme == "unix") or parts.port == 0
-    except ValueError:
-        malformed = True
-    if malformed and "@" not in uri:
-        raise ConfigurationError(
-            f"uri is {uri!r}; it must be a server's address such as "
-            '"http://localhost:19530", with a host and a port in 1..65535'
-        )
-    if malformed:
-        # A "/", "?" or "#" ends the part before the host: the password would stay in the URI.
-        raise ConfigurationError(
-            f"uri is {without_credentials(uri)!r}; characters such as / ? # [ ] in the user or "
-            "password have to be percent-encoded, or pass them as token"
-        )
-    if "@" not in parts.netloc:
-        return uri, ""
-    credentials, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=host)), unquote(credentials)
+#: A field that a store is built by: a later change would act in part, or not at all.
+Fixed = Annotated[T, Field(frozen=True)]
+
+Flag = Annotated[bool, Rule("True or False")]
+Name = Annotated[str, Field(strict=True, min_length=1), Rule("a name")]
+Count = Annotated[int, Field(strict=True, ge=1), Rule("an integer of at least 1")]
+Settings = Annotated[
+    dict[str, Any],
+    BeforeValidator(lambda value: {} if value is None else value),
+    Rule("a dictionary"),
+]
+Secret = Annotated[
+    str,
+    BeforeValidator(lambda value: "" if value is None else value),
+    Field(exclude=True, repr=False),
+    Rule("a text"),
+]
 
 
-def check_name(argument: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{argument} is {value!r}; it must be a name")
-    return value
+class StoreArguments(BasePydanticVectorStore):
+    """The arguments of a store, checked when it is built and whenever one is assigned.
 
+    Args:
+        **arguments: One for each field. Others become `client_options`, for pymilvus' clients.
 
-def check_distinct(arguments: Mapping[str, Any]) -> None:
-    roles = ["id_field", "doc_id_field", "text_key"]
-    roles += ["embedding_field"] if arguments["enable_dense"] else []
-    roles += ["sparse_embedding_field"] if arguments["enable_sparse"] else []
-    taken = {
-        NODE_CONTENT_FIELD: "the serialized node",
-        NODE_TYPE_FIELD: "the node's class",
-    }
-    names = [(role, arguments[role]) for role in roles]
-    names += [("dense_fields", name) for name in arguments["dense_fields"]]
-    names += [("scalar_field_names", name) for name in arguments["scalar_field_names"] or ()]
-    for role, name in names:
-        if name in taken:
+    Raises:
+        ConfigurationError: An argument is not allowed, or cannot be changed.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, validate_assignment=True)
+
+    stores_text: bool = True
+    stores_node: bool = True
+
+    uri: Fixed[Annotated[str, BeforeValidator(check_uri)]]
+    token: Fixed[Secret]
+    password: Fixed[Secret]
+    collection_name: Fixed[Name]
+    # A destructive flag is not for copies: neither dumps nor pickles have it.
+    overwrite: Fixed[Flag] = Field(exclude=True)
+    upsert_mode: Flag
+    collection_properties: Fixed[Annotated[dict[str, Any] | None, Rule("a dictionary")]]
+    doc_id_field: Fixed[Name]
+    text_key: Fixed[Name]
+    scalar_field_names: Fixed[Annotated[list[Name] | None, Rule("a list of names")]]
+    scalar_field_types: Fixed[list[DataType] | None]
+    enable_dense: Fixed[Flag]
+    dim: Fixed[Annotated[int | None, BeforeValidator(check_dim)]]
+    embedding_field: Fixed[Name]
+    enable_sparse: Fixed[Flag]
+    sparse_embedding_field: Fixed[Name]
+    sparse_embedding_function: Fixed[Any] = Field(repr=False)
+    index_management: Fixed[IndexManagement]
+    batch_size: Fixed[Count]
+    index_config: Fixed[Settings]
+    sparse_index_config: Fixed[Settings]
+    search_config: Settings
+    similarity_metric: Fixed[Annotated[str, BeforeValidator(check_metric)]]
+    consistency_level: Annotated[str, BeforeValidator(check_consistency_level)]
+    output_fields: Annotated[
+        list[str],
+        BeforeValidator(lambda value: [] if value is None else value),
+        Rule("a list of names"),
+    ]
+    hybrid_ranker: Any
+    hybrid_ranker_params: Settings
+    use_async_client: Flag
+    id_field: Fixed[Name]
+    timeout: Fixed[Annotated[float | None, BeforeValidator(check_timeout)]]
+    max_in_flight: Fixed[Count]
+    coalesce: Fixed[Flag]
+    dense_fields: Fixed[Annotated[dict[str, dict[str, Any]], BeforeValidator(check_dense_fields)]]
+    client_options: Fixed[Settings]
+
+    def __init__(self, **arguments: Any) -> None:
+        options = arguments.pop("client_options", None) or {}
+        if not isinstance(options, Mapping):
             raise ConfigurationError(
-                f"{role} is {name!r}, the name of {taken[name]} already; fields need distinct names"
+                f"client_options is a value of type {type(options).__name__}; it must be a "
+                "dictionary"
             )
-        taken[name] = role
+        names = type(self).model_fields.keys() - _INHERITED
+        fields = {name: arguments.pop(name) for name in names & arguments.keys()}
+        options = {k: v for k, v in {**options, **arguments}.items() if k not in _INHERITED}
+        fields["password"] = options.pop("password", None) or fields.get("password")
+        fields["uri"], token = split_credentials(check_uri(fields["uri"]))
+        fields["token"] = fields["token"] or token
+        fields["client_options"] = options
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            # Not chained: pydantic's text shows the values, and one may be a password.
+            raise ConfigurationError(self._message(error)) from None
+        self._sparse_sources  # noqa: B018 (refuses what cannot compute sparse embeddings)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        before = self.__dict__.get(name)
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            # Where it does not fit another field pydantic has set it already.
+            self.__dict__[name] = before
+            raise ConfigurationError(self._message(error)) from None
+        self.__dict__.pop("_defaults", None)
 
-def check_scalar_fields(names: Any, types: Any) -> list[DataType] | None:
-    if len(names or ()) != len(types or ()):
-        raise ConfigurationError(
-            f"scalar_field_names has {len(names or ())} names and scalar_field_types "
-            f"{len(types or ())} types; each name needs one type"
-        )
-    allowed = [data_type.name for data_type in SCALAR_TYPES]
-    for name, data_type in zip(names or (), types or (), strict=True):
-        check_name("scalar_field_names", name)
-        if data_type not in SCALAR_TYPES:
-            raise ConfigurationError(
-                f"scalar_field_types has {data_type!r} for {name!r}; allowed are DataType.{allowed}"
+    @classmethod
+    def _message(cls, error: ValidationError) -> str:
+        """What is wrong, without secrets: of each argument what was found, and what to do."""
+        return "; ".join(map(cls._describe_problem, error.errors()))
+
+    @classmethod
+    def _describe_problem(cls, problem: Mapping[str, Any]) -> str:
+        raised = problem.get("ctx", {}).get("error")
+        if isinstance(raised, ConfigurationError):
+            return str(raised)
+        name, *inside = problem["loc"]
+        if problem["type"] == "frozen_field":
+            return (
+                f"{name} cannot be changed in a store that is built: build another one, "
+                f"store.model_copy(update={{{name!r}: ...}})"
             )
-    return None if types is None else [DataType(data_type) for data_type in types]
+        found = repr(problem["input"])
+        if name in _SECRETS:
+            found = f"a value of type {type(problem['input']).__name__}"
+        rules = [rule.text for rule in cls.model_fields[name].metadata if isinstance(rule, Rule)]
+        wanted = f"it must be {rules[0]}" if rules else problem["msg"]
+        return f"{name} {'has' if inside else 'is'} {found}; {wanted}"
 
+    @field_validator("index_management", mode="before")
+    @classmethod
+    def _check_index_management(cls, value: Any) -> Any:
+        return one_of("index_management", value, IndexManagement)
 
-def check_modes(
-    enable_dense: bool, enable_sparse: bool, sparse_function: Any, dense_fields: Any
-) -> None:
-    if not enable_dense and not enable_sparse and not dense_fields:
-        raise ConfigurationError(
-            "enable_dense=False and enable_sparse=False leave nothing to search; one must be True"
-        )
-    if sparse_function is not None and not enable_sparse:
-        raise ConfigurationError(
-            "sparse_embedding_function has no effect without enable_sparse=True; pass both"
-        )
+    @field_validator("scalar_field_types", mode="before")
+    @classmethod
+    def _check_scalar_types(cls, types: Any, info: ValidationInfo) -> Any:
+        if "scalar_field_names" not in info.data:  # it was refused itself
+            return types
+        return check_scalar_types(info.data["scalar_field_names"], types)
 
-
-def check_dense_fields(fields: Any) -> dict[str, dict[str, Any]]:
-    """Check the specifications of further dense fields."""
-    if not isinstance(fields, (Mapping, type(None))):
-        raise ConfigurationError(
-            f"dense_fields is {fields!r}; it must be a dictionary of field name to settings, such "
-            'as {"image": {"dim": 512}}'
-        )
-    checked: dict[str, dict[str, Any]] = {}
-    for name, given in (fields or {}).items():
-        check_name("dense_fields", name)
-        if not isinstance(given, Mapping):
-            raise ConfigurationError(
-                f"dense_fields[{name!r}] is {given!r}; it must be a dictionary with dim, and with "
-                "metric_type, type, index_type and parameters of the index if you like"
-            )
-        settings = dict(given)
-        dim = check_dim(settings.pop("dim", None), False, f"dense_fields[{name!r}]: dim")
-        kind = settings.pop("type", DataType.FLOAT_VECTOR)
-        if not isinstance(kind, int) or kind not in DENSE_METRICS:
-            allowed = [one.name for one in DENSE_METRICS]
-            raise ConfigurationError(
-                f"dense_fields[{name!r}] has type={kind!r}; allowed are DataType.{allowed}"
-            )
-        kind = DataType(kind)
-        metrics = DENSE_METRICS[kind]
-        metric = str(settings.pop("metric_type", metrics[0])).upper()
-        if metric not in metrics:
-            raise ConfigurationError(
-                f"dense_fields[{name!r}] has metric_type={metric!r}; a {kind.name} has one of "
-                f"{list(metrics)}"
-            )
-        if kind == DataType.BINARY_VECTOR and dim is not None and dim % 8:
-            raise ConfigurationError(
-                f"dense_fields[{name!r}] has dim={dim}; that of a BINARY_VECTOR is a multiple of 8"
-            )
-        checked[name] = {"dim": dim, "type": kind, "metric_type": metric, **settings}
-    return checked
-
-
-def check_dim(dim: Any, required: bool, argument: str = "dim") -> int | None:
-    if dim is None:
-        if required:
+    @model_validator(mode="after")
+    def _check_together(self: Self) -> Self:
+        if self.overwrite and self.enable_dense and self.dim is None:
             raise ConfigurationError(
                 "dim is missing: overwrite=True creates a new collection, which needs the "
                 "dimension of the embeddings, for example dim=384"
             )
-        return None
-    if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= MAX_DIMENSION:
-        raise ConfigurationError(
-            f"{argument} is {dim!r}; it must be an integer in 1..{MAX_DIMENSION}"
+        if not self.enable_dense and not self.enable_sparse and not self.dense_fields:
+            raise ConfigurationError(
+                "enable_dense=False and enable_sparse=False leave nothing to search; one must be "
+                "True"
+            )
+        if self.sparse_embedding_function is not None and not self.enable_sparse:
+            raise ConfigurationError(
+                "sparse_embedding_function has no effect without enable_sparse=True; pass both"
+            )
+        check_distinct(self._field_names())
+        ranker = ranker_of(self.hybrid_ranker, self.hybrid_ranker_params, "hybrid_ranker")
+        if isinstance(ranker, Weighted) and len(ranker.weights) != 2 and not self.dense_fields:
+            raise ConfigurationError(
+                f"hybrid_ranker_params has {len(ranker.weights)} weights; a hybrid search has two "
+                "legs, dense and sparse, and needs a weight for each"
+            )
+        return self
+
+    def _field_names(self) -> Iterator[tuple[str, str]]:
+        roles = ["id_field", "doc_id_field", "text_key"]
+        roles += ["embedding_field"] if self.enable_dense else []
+        roles += ["sparse_embedding_field"] if self.enable_sparse else []
+        for role in roles:
+            yield role, getattr(self, role)
+        for name in self.dense_fields:
+            yield "dense_fields", name
+        for name in self.scalar_field_names or ():
+            yield "scalar_field_names", name
+
+    # -- what the packages below are told ------------------------------------------------------
+
+    # Cached properties: pydantic takes a microsecond to find a private attribute.
+
+    @cached_property
+    def _defaults(self) -> StoreOptions:
+        """What reads ask for where they name nothing."""
+        return StoreOptions(
+            self.consistency_level,
+            self.output_fields,
+            self.search_config,
+            self.hybrid_ranker,
+            self.hybrid_ranker_params,
         )
-    return dim
 
+    @cached_property
+    def _sparse_sources(self) -> tuple[Function | None, SparseEncoder | None]:
+        """Who computes the sparse embeddings: a function of Milvus, or an encoder here."""
+        if not self.enable_sparse:
+            return None, None
+        given = self.sparse_embedding_function
+        if given is None:
+            given = BM25BuiltInFunction(self.text_key, self.sparse_embedding_field)
+        if not isinstance(given, Function):
+            return None, SparseEncoder.of(given)
+        if given.type != FunctionType.BM25:
+            raise ConfigurationError(
+                f"sparse_embedding_function is a function of type {given.type.name}; it must be of "
+                "type BM25"
+            )
+        if given.output_field_names != [self.sparse_embedding_field]:
+            raise ConfigurationError(
+                f"sparse_embedding_function writes {given.output_field_names}, and "
+                f"sparse_embedding_field is {self.sparse_embedding_field!r}; name the same field "
+                "in both"
+            )
+        return given, None
 
-def check_output_fields(fields: Any) -> list[str]:
-    if isinstance(fields, str):
-        raise ConfigurationError(f"output_fields is {fields!r}; it must be a list of names")
-    return list(fields or [])
+    @cached_property
+    def _encoder(self) -> SparseEncoder | None:
+        return self._sparse_sources[1]
 
-
-def validation_message(error: ValidationError) -> str:
-    problems = [
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
-    ]
-    return "; ".join(problems)
-
-
-def check_positive(argument: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{argument} is {value!r}; it must be an integer of at least 1")
-    return value
-
-
-def check_timeout(timeout: Any) -> float | None:
-    if timeout is None:
-        return None
-    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if not number or not 0 < timeout < math.inf:
-        raise ConfigurationError(
-            f"timeout is {timeout!r}; it must be a number of seconds above 0, or None"
+    def _settings(self) -> CollectionSettings:
+        """What the collection has to be."""
+        dense, sparse = [], None
+        if self.enable_dense:
+            kind, metric, config = DataType.FLOAT_VECTOR, self.similarity_metric, self.index_config
+            dense.append(VectorField(self.embedding_field, kind, self.dim, metric, config))
+        for name, settings in self.dense_fields.items():
+            config = {k: v for k, v in settings.items() if k not in ("dim", "type")}
+            kind, metric = settings["type"], settings["metric_type"]
+            dim = settings["dim"]
+            dense.append(VectorField(name, kind, dim, metric, config, in_dense_fields=True))
+        if self.enable_sparse:
+            kind, config = DataType.SPARSE_FLOAT_VECTOR, self.sparse_index_config
+            name, function = self.sparse_embedding_field, self._sparse_sources[0]
+            metric = "BM25" if function is not None else "IP"
+            reads = None
+            if function is not None and self.sparse_embedding_function is not None:
+                reads = function.input_field_names
+            sparse = VectorField(name, kind, None, metric, config, function, reads)
+        return CollectionSettings(
+            collection_name=self.collection_name,
+            id_field=self.id_field,
+            doc_id_field=self.doc_id_field,
+            text_key=self.text_key,
+            dense=dense,
+            sparse=sparse,
+            scalar_fields=dict(
+                zip(self.scalar_field_names or (), self.scalar_field_types or (), strict=True)
+            ),
+            create_index=self.index_management is IndexManagement.CREATE_IF_NOT_EXISTS,
+            properties=self.collection_properties or {},
+            consistency_level=self.consistency_level,
         )
-    return float(timeout)
 
+    @field_serializer("hybrid_ranker", "sparse_embedding_function")
+    def _serialize_object(self, value: Any) -> str | None:
+        # An object cannot be written as JSON. Its name is refused where a store is rebuilt of it,
+        # so that another ranker or encoder does not take its place unnoticed.
+        return value if isinstance(value, (str, type(None))) else f"<{type(value).__name__}>"
 
-def check_metric(metric: Any) -> str:
-    canonical = METRICS.get(str(metric).lower())
-    if canonical is None:
-        raise ConfigurationError(
-            f"similarity_metric is {metric!r}; it must be one of {sorted(METRICS)}"
-        )
-    return canonical
+    # -- copies ------------------------------------------------------------------------------
 
+    @classmethod
+    def from_dict(cls: type[Self], data: dict[str, Any], **kwargs: Any) -> Self:
+        """Rebuild a store from `to_dict`; its token and password have to be given again.
 
-def check_consistency_level(level: Any) -> str:
-    """Return the level as Milvus spells it.
+        Args:
+            data: What `to_dict` returned.
+            **kwargs: Arguments in addition or in place of it, such as `token`.
+        """
+        arguments = {k: v for k, v in {**data, **kwargs}.items() if k not in _INHERITED}
+        return cls(**{**arguments, "overwrite": False})
 
-    Raises:
-        ConfigurationError: There is no such level.
-    """
-    return str(one_of("consistency_level", level, CONSISTENCY_LEVELS))
+    def _arguments(self) -> dict[str, Any]:
+        """The arguments of a copy, secrets included and `overwrite` not."""
+        names = type(self).model_fields.keys() - _INHERITED - {"overwrite", "password"}
+        arguments = {name: getattr(self, name) for name in names}
+        return {**arguments, "password": self.password}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self._arguments()), ()
 
-def one_of(argument: str, value: Any, allowed: Any) -> Any:
-    """Look a value up among enumeration members or names, names in any case."""
-    choices = list(allowed)
-    for choice in choices:
-        if value == choice or str(value).lower() == str(getattr(choice, "value", choice)).lower():
-            return choice
-    shown = [getattr(choice, "value", choice) for choice in choices]
-    raise ConfigurationError(f"{argument} is {value!r}; it must be one of {shown}")
+    def __copy__(self: Self) -> Self:
+        return type(self)(**self._arguments())
+
+    def __deepcopy__(self: Self, memo: dict[int, Any] | None = None) -> Self:
+        return type(self)(**copy.deepcopy(self._arguments(), memo))
+
+    def model_copy(
+        self: Self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> Self:
+        """Build a store of the same arguments, with connections of its own."""
+        return type(self)(**{**self._arguments(), **(update or {})})

@@ -1,24 +1,12 @@
-"""The vector store: arguments, their checks, and the public pairs of methods."""
+"""The vector store: its constructor, and the public pairs of its operations."""
 
 from __future__ import annotations
 
-import asyncio
-import copy
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from enum import Enum
-from types import TracebackType
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from llama_index.core.bridge.pydantic import (
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    field_serializer,
-)
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
-    BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryResult,
@@ -28,47 +16,15 @@ from llama_index.core.vector_stores.utils import (
     DEFAULT_EMBEDDING_KEY,
     DEFAULT_TEXT_KEY,
 )
-from pymilvus import AsyncMilvusClient, DataType, Function, FunctionType, MilvusClient
+from pymilvus import DataType
 
-from ._arguments import (
-    check_consistency_level,
-    check_dense_fields,
-    check_dim,
-    check_distinct,
-    check_metric,
-    check_modes,
-    check_name,
-    check_output_fields,
-    check_positive,
-    check_scalar_fields,
-    check_timeout,
-    check_uri,
-    one_of,
-    split_credentials,
-    validation_message,
-)
-from ._concurrency.once import Once
-from ._observability import is_observed, observing
-from ._operations.core import (
-    Core,
-    DeleteOptions,
-    GetOptions,
-    Overwrite,
-    Ready,
-    WriteOptions,
-    make_ready,
-)
-from ._retrieval.ranking import Weighted, ranker_of
-from ._retrieval.search import SearchOptions, StoreOptions, read_options
-from ._translation.schema import CollectionSettings, VectorField
-from ._transport.backend import Backend, run_sync
-from ._transport.connections import Connections
-from ._wire.address import Address
-from .errors import ConfigurationError
-from .sparse import BM25BuiltInFunction, SparseEncoder
-from .stats import KindStats
+from ._checks import check_consistency_level, check_timeout
+from ._lifecycle import ConnectedStore
+from ._operations.core import DeleteOptions, GetOptions, WriteOptions
+from ._retrieval.search import SearchOptions, read_options
+from .indexes import IndexManagement
 
-T = TypeVar("T")
+__all__ = ["IndexManagement", "MilvusVectorStore"]
 
 DEFAULT_URI = "./milvus_llamaindex.db"
 DEFAULT_COLLECTION_NAME = "llamacollection"
@@ -81,23 +37,8 @@ DEFAULT_TIMEOUT = 60.0
 #: RPCs at once on one event loop; more gain nothing on a server of two cores.
 DEFAULT_MAX_IN_FLIGHT = 8
 
-# Fields of the base classes, which `to_dict` writes and which are no arguments.
-_INHERITED = frozenset({"stores_text", "is_embedding_query", "stores_node", "class_name"})
 
-
-class IndexManagement(str, Enum):
-    """What making ready does about indexes.
-
-    Attributes:
-        NO_VALIDATION: It creates none; whoever manages them loads the collection, too.
-        CREATE_IF_NOT_EXISTS: It creates the one that is missing.
-    """
-
-    NO_VALIDATION = "no_validation"
-    CREATE_IF_NOT_EXISTS = "create_if_not_exists"
-
-
-class MilvusVectorStore(BasePydanticVectorStore):
+class MilvusVectorStore(ConnectedStore):
     """LlamaIndex nodes in Milvus, asynchronous first.
 
     A drop-in for `llama_index.vector_stores.milvus.MilvusVectorStore`: the arguments have its
@@ -203,53 +144,6 @@ class MilvusVectorStore(BasePydanticVectorStore):
         `copy` do carry them, for the other processes of the same application.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    stores_text: bool = True
-    stores_node: bool = True
-
-    uri: str = DEFAULT_URI
-    token: str = Field(default="", exclude=True, repr=False)
-    password: str = Field(default="", exclude=True, repr=False)
-    collection_name: str = DEFAULT_COLLECTION_NAME
-    # A destructive flag is not for copies: neither dumps nor pickles have it.
-    overwrite: bool = Field(default=False, exclude=True)
-    upsert_mode: bool = False
-    collection_properties: dict[str, Any] | None = None
-    doc_id_field: str = DEFAULT_DOC_ID_KEY
-    text_key: str = DEFAULT_TEXT_KEY
-    scalar_field_names: list[str] | None = None
-    scalar_field_types: list[DataType] | None = None
-    enable_dense: bool = True
-    dim: int | None = None
-    embedding_field: str = DEFAULT_EMBEDDING_KEY
-    enable_sparse: bool = False
-    sparse_embedding_field: str = DEFAULT_SPARSE_EMBEDDING_KEY
-    sparse_embedding_function: Any = Field(default=None, repr=False)
-    index_management: IndexManagement = IndexManagement.CREATE_IF_NOT_EXISTS
-    batch_size: int = DEFAULT_BATCH_SIZE
-    index_config: dict[str, Any] = Field(default_factory=dict)
-    sparse_index_config: dict[str, Any] = Field(default_factory=dict)
-    search_config: dict[str, Any] = Field(default_factory=dict)
-    similarity_metric: str = "IP"
-    consistency_level: str = "Session"
-    output_fields: list[str] = Field(default_factory=list)
-    hybrid_ranker: Any = "RRFRanker"
-    hybrid_ranker_params: dict[str, Any] = Field(default_factory=dict)
-    use_async_client: bool = True
-    id_field: str = DEFAULT_ID_FIELD
-    timeout: float | None = DEFAULT_TIMEOUT
-    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
-    coalesce: bool = True
-    dense_fields: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    client_options: dict[str, Any] = Field(default_factory=dict)
-
-    _connections: Connections = PrivateAttr()
-    _ready: Once[Ready] = PrivateAttr()
-    _overwrite: Overwrite = PrivateAttr()
-    _function: Function | None = PrivateAttr()
-    _encoder: SparseEncoder | None = PrivateAttr()
-
     def __init__(
         self,
         uri: str = DEFAULT_URI,
@@ -287,299 +181,14 @@ class MilvusVectorStore(BasePydanticVectorStore):
         dense_fields: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
-        client_options = {**kwargs.pop("client_options", {}), **kwargs}
-        client_options = {k: v for k, v in client_options.items() if k not in _INHERITED}
-        password = client_options.pop("password", None) or ""
-        uri, uri_token = split_credentials(check_uri(uri))
-        arguments = {
-            "uri": uri,
-            "token": token or uri_token,
-            "password": password,
-            "collection_name": check_name("collection_name", collection_name),
-            "overwrite": overwrite,
-            "upsert_mode": upsert_mode,
-            "collection_properties": collection_properties,
-            "doc_id_field": check_name("doc_id_field", doc_id_field),
-            "text_key": check_name("text_key", text_key),
-            "scalar_field_names": scalar_field_names,
-            "scalar_field_types": check_scalar_fields(scalar_field_names, scalar_field_types),
-            "enable_dense": enable_dense,
-            "dim": check_dim(dim, required=overwrite and enable_dense),
-            "embedding_field": check_name("embedding_field", embedding_field),
-            "enable_sparse": enable_sparse,
-            "sparse_embedding_field": check_name("sparse_embedding_field", sparse_embedding_field),
-            "sparse_embedding_function": sparse_embedding_function,
-            "index_management": one_of("index_management", index_management, IndexManagement),
-            "batch_size": check_positive("batch_size", batch_size),
-            "index_config": index_config or {},
-            "sparse_index_config": sparse_index_config or {},
-            "search_config": search_config or {},
-            "similarity_metric": check_metric(similarity_metric),
-            "consistency_level": check_consistency_level(consistency_level),
-            "output_fields": check_output_fields(output_fields),
-            "hybrid_ranker": hybrid_ranker,
-            "hybrid_ranker_params": hybrid_ranker_params or {},
-            "use_async_client": use_async_client,
-            "id_field": check_name("id_field", id_field),
-            "timeout": check_timeout(timeout),
-            "max_in_flight": check_positive("max_in_flight", max_in_flight),
-            "coalesce": coalesce,
-            "dense_fields": check_dense_fields(dense_fields),
-            "client_options": client_options,
-        }
-        check_modes(enable_dense, enable_sparse, sparse_embedding_function, dense_fields)
-        check_distinct(arguments)
-        ranker = ranker_of(hybrid_ranker, hybrid_ranker_params, "hybrid_ranker")
-        if isinstance(ranker, Weighted) and len(ranker.weights) != 2 and not dense_fields:
-            raise ConfigurationError(
-                f"hybrid_ranker_params has {len(ranker.weights)} weights; a hybrid search has two "
-                "legs, dense and sparse, and needs a weight for each"
-            )
-        try:
-            super().__init__(**arguments)
-        except ValidationError as error:
-            # Not chained: pydantic's text shows the values, and one may be a password.
-            raise ConfigurationError(validation_message(error)) from None
-        self._overwrite = Overwrite(pending=self.overwrite)
-        self._encode_sparse()
-        self._connect_lazily()
-
-    def _encode_sparse(self) -> None:
-        """Decide who computes the sparse embeddings: a function of Milvus, or an encoder here."""
-        self._function, self._encoder = None, None
-        if not self.enable_sparse:
-            return
-        given = self.sparse_embedding_function
-        if given is None:
-            given = BM25BuiltInFunction(self.text_key, self.sparse_embedding_field)
-        if not isinstance(given, Function):
-            self._encoder = SparseEncoder.of(given)
-            return
-        if given.type != FunctionType.BM25:
-            raise ConfigurationError(
-                f"sparse_embedding_function is a function of type {given.type.name}; it must be of "
-                "type BM25"
-            )
-        if given.output_field_names != [self.sparse_embedding_field]:
-            raise ConfigurationError(
-                f"sparse_embedding_function writes {given.output_field_names}, and "
-                f"sparse_embedding_field is {self.sparse_embedding_field!r}; name the same field "
-                "in both"
-            )
-        self._function = given
-
-    def _connect_lazily(self) -> None:
-        address = Address(self.uri, self.token, self.password, self.client_options)
-        self._connections = Connections(
-            address,
-            self.timeout,
-            self.max_in_flight,
-            rows_per_insert=self.batch_size,
-            coalesce=self.coalesce,
-        )
-        self._ready = self._connections.once(self._make_ready)
-
-    def _make_ready(self) -> Ready:
-        connections = self._connections
-        with connections.opening():
-            return run_sync(make_ready(connections.sync(), self._settings(), self._overwrite))
-
-    def _settings(self) -> CollectionSettings:
-        dense, sparse = [], None
-        if self.enable_dense:
-            kind, metric, config = DataType.FLOAT_VECTOR, self.similarity_metric, self.index_config
-            dense.append(VectorField(self.embedding_field, kind, self.dim, metric, config))
-        for name, settings in self.dense_fields.items():
-            config = {k: v for k, v in settings.items() if k not in ("dim", "type")}
-            kind, metric = settings["type"], settings["metric_type"]
-            dim = settings["dim"]
-            dense.append(VectorField(name, kind, dim, metric, config, in_dense_fields=True))
-        if self.enable_sparse:
-            kind, config = DataType.SPARSE_FLOAT_VECTOR, self.sparse_index_config
-            metric = "BM25" if self._function is not None else "IP"
-            name, function = self.sparse_embedding_field, self._function
-            reads = None
-            if function is not None and self.sparse_embedding_function is not None:
-                reads = function.input_field_names
-            sparse = VectorField(name, kind, None, metric, config, function, reads)
-        return CollectionSettings(
-            collection_name=self.collection_name,
-            id_field=self.id_field,
-            doc_id_field=self.doc_id_field,
-            text_key=self.text_key,
-            dense=dense,
-            sparse=sparse,
-            scalar_fields=dict(
-                zip(self.scalar_field_names or (), self.scalar_field_types or (), strict=True)
-            ),
-            create_index=self.index_management is IndexManagement.CREATE_IF_NOT_EXISTS,
-            properties=self.collection_properties or {},
-            consistency_level=self.consistency_level,
-        )
-
-    @field_serializer("hybrid_ranker", "sparse_embedding_function")
-    def _serialize_object(self, value: Any) -> str | None:
-        # An object cannot be written as JSON. Its name is refused where a store is rebuilt of it,
-        # so that another ranker or encoder does not take its place unnoticed.
-        return value if isinstance(value, (str, type(None))) else f"<{type(value).__name__}>"
-
-    # -- copies ------------------------------------------------------------------------------
+        given = locals()
+        fields = {name: given[name] for name in type(self).model_fields if name in given}
+        super().__init__(**fields, **kwargs)
 
     @classmethod
     def class_name(cls) -> str:
         """The name under which LlamaIndex serializes the class."""
         return "MilvusVectorStore"
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> MilvusVectorStore:
-        """Rebuild a store from `to_dict`; its token and password have to be given again.
-
-        Args:
-            data: What `to_dict` returned.
-            **kwargs: Arguments in addition or in place of it, such as `token`.
-        """
-        arguments = {k: v for k, v in {**data, **kwargs}.items() if k not in _INHERITED}
-        return cls(**{**arguments, "overwrite": False})
-
-    def _arguments(self) -> dict[str, Any]:
-        """The arguments of a copy, secrets included and `overwrite` not."""
-        names = type(self).model_fields.keys() - _INHERITED - {"overwrite", "password"}
-        arguments = {name: getattr(self, name) for name in names}
-        return {**arguments, "password": self.password}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._arguments())
-
-    def __copy__(self) -> MilvusVectorStore:
-        return type(self)(**self._arguments())
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> MilvusVectorStore:
-        return type(self)(**copy.deepcopy(self._arguments(), memo))
-
-    def model_copy(
-        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
-    ) -> MilvusVectorStore:
-        """Build a store of the same arguments, with connections of its own."""
-        return type(self)(**{**self._arguments(), **(update or {})})
-
-    # -- life --------------------------------------------------------------------------------
-
-    @property
-    def client(self) -> MilvusClient:
-        """A connected pymilvus `MilvusClient`; makes the store ready. Blocks.
-
-        What is called on it raises pymilvus' exceptions.
-
-        Raises:
-            MilvusVectorStoreError: As `connect` does.
-        """
-        self._ready.get()
-        return self._connections.sync_client()
-
-    @property
-    def aclient(self) -> AsyncMilvusClient:
-        """The pymilvus `AsyncMilvusClient` of the running event loop.
-
-        Its first call makes the store ready and connects, once for concurrent ones, and may raise
-        what `connect` does; otherwise calls raise pymilvus' exceptions. Does not block, except
-        where it starts Milvus Lite (half a second). After `aconnect()` all of this has happened.
-
-        Raises:
-            ConfigurationError: No event loop is running, or `use_async_client` is `False`.
-            LiteFileError: Milvus Lite cannot open the path.
-            StoreClosedError: The store is closed.
-        """
-        if not self.use_async_client:
-            raise ConfigurationError("aclient: the store was built with use_async_client=False")
-        try:
-            backend = self._connections.of_running_loop()
-        except RuntimeError as error:
-            raise ConfigurationError(
-                "aclient belongs to an event loop, and none is running here; use it inside a "
-                "coroutine, or `client` outside"
-            ) from error
-        return backend.client()
-
-    def connect(self) -> MilvusVectorStore:
-        """Make the store ready now rather than at the first operation. Blocks.
-
-        Once it is ready, this does nothing.
-
-        Raises:
-            ConfigurationError: `dim` is missing for a new collection, `overwrite` names an alias,
-                Milvus is too old for what the arguments ask, or the URI or a certificate cannot be
-                used.
-            CollectionError: The existing collection does not fit the arguments.
-            LiteNotInstalledError: The URI is a `.db` path, and Milvus Lite is not installed.
-            LiteFileError: Milvus Lite cannot open the path.
-            UnreachableError: Nobody answers at the address; `CertificateError` where the server's
-                certificate is not trusted.
-            AuthenticationError: Token or password are wrong; `PermissionDeniedError` where a
-                privilege is missing.
-            RequestTimeoutError: Milvus did not answer in time.
-            ServerError: Milvus refused.
-            StoreClosedError: The store is closed.
-        """
-        self._connections.check_open()
-        self._ready.get()
-        return self
-
-    async def aconnect(self) -> MilvusVectorStore:
-        """Make the store ready and connect on the running loop, without blocking it.
-
-        Raises:
-            MilvusVectorStoreError: As `connect` does.
-        """
-        self._connections.check_open()
-        await self._ready.aget()
-        if self.use_async_client:
-            await self._connections.of_running_loop().connect()
-        return self
-
-    def close(self) -> None:
-        """Close all connections; the store cannot be used again. Closing twice is no error.
-
-        Blocks where a thread is just connecting, until it has (10 seconds at most). Clients of
-        event loops that run in other threads are closed by their loops, soon after this returns.
-
-        Calls under way end at once: in `StoreClosedError` where they have done nothing. A write
-        that was sent may be carried out, and ends as if its connection was lost: in
-        `WriteOutcomeUnknownError` where it must not be repeated, otherwise in `UnreachableError`.
-        """
-        self._connections.close()
-
-    async def aclose(self) -> None:
-        """Close all connections without blocking the event loop; see `close`.
-
-        The client of the running loop is closed when this returns.
-        """
-        await self._connections.aclose()
-
-    def __enter__(self) -> MilvusVectorStore:
-        """Make the store ready; see `connect`."""
-        return self.connect()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> MilvusVectorStore:
-        """Make the store ready; see `aconnect`."""
-        return await self.aconnect()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    # -- operations --------------------------------------------------------------------------
 
     def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Write nodes. Blocks.
@@ -829,62 +438,6 @@ class MilvusVectorStore(BasePydanticVectorStore):
         return await self._await(
             "aquery_many", queries, lambda core: core.query_many(queries, options)
         )
-
-    def stats(self) -> dict[str, KindStats]:
-        """Counts of the asynchronous calls since the store was built, by kind of request.
-
-        Kinds are `"insert"` (upserts included), `"search"`, `"hybrid"`, `"get"` (by ids),
-        `"delete"` (of documents) and `"encode"` (texts to sparse embeddings; its RPCs are calls
-        of the encoder). `calls` is what was asked, `rpcs` what was sent; see
-        [`KindStats`][llama_index_milvus_async.KindStats]. Does not block.
-        """
-        return self._connections.stats()
-
-    def _block(
-        self, name: str, subject: Any, operation: Callable[[Core], Coroutine[Any, Any, T]]
-    ) -> T:
-        if is_observed():
-            with observing(self, name, self.collection_name, subject) as outcome:
-                outcome.result = result = self._run(operation)
-                return result
-        return self._run(operation)
-
-    def _run(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
-        return run_sync(operation(self._core(self._connections.sync())))
-
-    async def _await(
-        self, name: str, subject: Any, operation: Callable[[Core], Coroutine[Any, Any, T]]
-    ) -> T:
-        if is_observed():
-            with observing(self, name, self.collection_name, subject) as outcome:
-                outcome.result = result = await self._arun(operation)
-                return result
-        return await self._arun(operation)
-
-    async def _arun(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
-        if not self.use_async_client:
-            return await asyncio.to_thread(self._run, operation)
-        return await operation(self._core(self._connections.of_running_loop()))
-
-    def _core(self, backend: Backend) -> Core:
-        return Core(
-            backend,
-            self._ready,
-            upsert=self.upsert_mode,
-            batch_size=self.batch_size,
-            encoder=self._encoder,
-            options=StoreOptions(
-                self.consistency_level,
-                self.output_fields,
-                self.search_config,
-                self.hybrid_ranker,
-                self.hybrid_ranker_params,
-            ),
-        )
-
-
-def _rebuild(cls: type[MilvusVectorStore], arguments: dict[str, Any]) -> MilvusVectorStore:
-    return cls(**arguments)
 
 
 # Computed once: most calls have none.

@@ -243,14 +243,20 @@ def test_repr_and_str_show_address_and_collection():
         ({"uri": "http://:19530"}, r"uri is 'http://:19530'; .* with a host and a port"),
         ({"uri": "http://h:port"}, r"uri is 'http://h:port'; .* with a host and a port"),
         ({"uri": "http://h:99999"}, r"uri is 'http://h:99999'; .* a port in 1\.\.65535"),
-        ({"token": 5}, r"token: .*valid string"),
-        ({"password": 5}, r"password: .*valid string"),
+        ({"token": 5}, r"token is a value of type int; it must be a text"),
+        ({"password": 5}, r"password is a value of type int; it must be a text"),
         ({"collection_name": ""}, r"collection_name is ''; it must be a name"),
         ({"collection_name": None}, r"collection_name is None; it must be a name"),
-        ({"overwrite": "perhaps", "dim": 4}, r"overwrite: .*valid boolean"),
-        ({"upsert_mode": "perhaps"}, r"upsert_mode: .*valid boolean"),
-        ({"use_async_client": "perhaps"}, r"use_async_client: .*valid boolean"),
-        ({"collection_properties": [1]}, r"collection_properties: .*valid dictionary"),
+        ({"overwrite": "perhaps", "dim": 4}, r"overwrite is 'perhaps'; it must be True or False"),
+        ({"upsert_mode": "perhaps"}, r"upsert_mode is 'perhaps'; it must be True or False"),
+        (
+            {"use_async_client": "perhaps"},
+            r"use_async_client is 'perhaps'; it must be True or False",
+        ),
+        (
+            {"collection_properties": [1]},
+            r"collection_properties is \[1\]; it must be a dictionary",
+        ),
         ({"doc_id_field": ""}, r"doc_id_field is ''; it must be a name"),
         ({"text_key": 3}, r"text_key is 3; it must be a name"),
         ({"embedding_field": ""}, r"embedding_field is ''; it must be a name"),
@@ -310,8 +316,8 @@ def test_repr_and_str_show_address_and_collection():
         ({"batch_size": 0}, r"batch_size is 0; it must be an integer of at least 1"),
         ({"batch_size": 1.5}, r"batch_size is 1.5; it must be an integer of at least 1"),
         ({"max_in_flight": 0}, r"max_in_flight is 0; it must be an integer of at least 1"),
-        ({"index_config": "FLAT"}, r"index_config: .*valid dictionary"),
-        ({"search_config": "ef"}, r"search_config: .*valid dictionary"),
+        ({"index_config": "FLAT"}, r"index_config is 'FLAT'; it must be a dictionary"),
+        ({"search_config": "ef"}, r"search_config is 'ef'; it must be a dictionary"),
         (
             {"similarity_metric": "manhattan"},
             r"similarity_metric is 'manhattan'; it must be one of "
@@ -324,6 +330,10 @@ def test_repr_and_str_show_address_and_collection():
             r"\['Strong', 'Session', 'Bounded', 'Eventually'\]",
         ),
         ({"output_fields": "year"}, r"output_fields is 'year'; it must be a list of names"),
+        ({"output_fields": ["year", 5]}, r"output_fields has 5; it must be a list of names"),
+        ({"scalar_field_names": "year"}, r"scalar_field_names is 'year'; it must be a list of"),
+        ({"client_options": ["k3y"]}, r"client_options is a value of type list; it must be a dict"),
+        ({"dim": 0, "batch_size": 0}, r"dim is 0; it .*; batch_size is 0; it must be an integer"),
         (
             {"hybrid_ranker": "BestRanker"},
             r"hybrid_ranker is 'BestRanker'; it must be one of \['RRFRanker', 'WeightedRanker'\]",
@@ -380,6 +390,73 @@ def test_an_argument_that_is_not_allowed_is_refused_with_what_is(arguments, sent
 def test_what_is_allowed_is_taken(arguments):
     store = MilvusVectorStore(**arguments)
     assert {name: getattr(store, name) for name in arguments} == arguments
+
+
+# Assignment
+
+
+#: Fields that every operation reads, with another value than `ARGUMENTS` has.
+CHANGES = {
+    "upsert_mode": False,
+    "search_config": {"ef": 128},
+    "consistency_level": "Bounded",
+    "output_fields": ["author"],
+    "hybrid_ranker": "RRFRanker",
+    "hybrid_ranker_params": {"weights": [0.5, 0.5]},
+    "use_async_client": True,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_operations_read_may_be_changed(name):
+    store = new_store(hybrid_ranker_params={})
+    before, parts = state_of(store), (store._connections, store._ready)
+    setattr(store, name, CHANGES[name])
+    assert state_of(store) == {**before, name: CHANGES[name]}
+    assert (store._connections, store._ready) == parts
+    assert state_of(copy.copy(store))[name] == CHANGES[name]
+
+
+def test_an_assigned_value_is_what_the_next_read_asks_for():
+    store = new_store(hybrid_ranker_params={})
+    assert store._defaults.consistency_level == "Strong"
+    store.consistency_level = "bounded"
+    store.output_fields = None
+    assert (store._defaults.consistency_level, store._defaults.output_fields) == ("Bounded", [])
+
+
+@pytest.mark.parametrize("name", sorted({*ARGUMENTS, *SECRETS, "client_options"} - {*CHANGES}))
+def test_what_a_store_is_built_by_cannot_be_changed(name):
+    store = new_store()
+    before = state_of(store)
+    with pytest.raises(ConfigurationError) as caught:
+        setattr(store, name, before[name])
+    assert str(caught.value) == (
+        f"{name} cannot be changed in a store that is built: build another one, "
+        f"store.model_copy(update={{'{name}': ...}})"
+    )
+    assert state_of(store) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("upsert_mode", "perhaps", r"upsert_mode is 'perhaps'; it must be True or False"),
+        ("use_async_client", None, r"use_async_client is None; it must be True or False"),
+        ("search_config", "ef", r"search_config is 'ef'; it must be a dictionary"),
+        ("consistency_level", "Stronk", r"consistency_level is 'Stronk'; it must be one of"),
+        ("output_fields", "year", r"output_fields is 'year'; it must be a list of names"),
+        ("hybrid_ranker", "BestRanker", r"hybrid_ranker is 'BestRanker'; it must be one of"),
+        ("hybrid_ranker", "RRFRanker", r"has \['weights'\]; RRFRanker takes \['k'\]"),
+        ("hybrid_ranker_params", {"weights": [1]}, r"has 1 weights; a hybrid search has two legs"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_and_the_old_one_kept(name, value, sentence):
+    store = new_store(dense_fields=None)
+    before = state_of(store)
+    with pytest.raises(ConfigurationError, match=sentence):
+        setattr(store, name, value)
+    assert state_of(store) == before
 
 
 # Copies
@@ -476,6 +553,10 @@ def test_a_subclass_is_copied_as_such():
 
 def test_to_json_is_to_dict_in_json():
     assert json.loads(new_store().to_json()) == json.loads(json.dumps(new_store().to_dict()))
+
+
+def test_a_pickle_names_no_private_file():
+    assert b"llama_index_milvus_async._" not in pickle.dumps(new_store())
 
 
 def test_a_pickle_reaches_a_spawned_process_with_everything():

@@ -892,17 +892,10 @@ def make_bits():
     return nodes
 
 
-def only_field(store):
-    """Makes the first of the dense fields that of `node.embedding`."""
-    # Not by the constructor, which refuses it; see the test below.
-    store.enable_dense = False
-    return store
-
-
 @pytest.fixture(scope="module", params=["HAMMING", "JACCARD"])
 def bits(request, make_shared_store):
     spec = {"dim": BITS_DIM, "type": DataType.BINARY_VECTOR, "metric_type": request.param}
-    store = only_field(make_shared_store(dim=None, dense_fields={"bits": spec}))
+    store = make_shared_store(enable_dense=False, dim=None, dense_fields={"bits": spec})
     store.add(make_bits())
     return store
 
@@ -1034,7 +1027,7 @@ async def test_what_are_no_bits_is_refused(bits, coloured, embedding, message):
 @standalone
 async def test_bits_are_added_replaced_and_deleted(make_shared_store, bits, coloured):
     kwargs = {"collection_name": bits.collection_name, "dense_fields": bits.dense_fields}
-    writer = coloured(only_field(make_shared_store(dim=None, upsert_mode=True, **kwargs)))
+    writer = coloured(make_shared_store(enable_dense=False, dim=None, upsert_mode=True, **kwargs))
     (node,) = make_nodes(1, prefix="new")
     for content in (BITS[0], BITS_QUERY):
         node.embedding = content.astype(float).tolist()
@@ -1423,7 +1416,7 @@ async def test_after_wrong_parameters_the_right_ones_work(make_store, coloured):
 async def test_an_index_over_bits_with_parameters(make_store, raw):
     spec = {"dim": BITS_DIM, "type": DataType.BINARY_VECTOR, "metric_type": "jaccard"}
     index = {"index_type": "BIN_IVF_FLAT", "nlist": 4}
-    store = only_field(make_store(dim=None, dense_fields={"bits": {**spec, **index}}))
+    store = make_store(enable_dense=False, dim=None, dense_fields={"bits": {**spec, **index}})
     await store.async_add(make_bits(), force_flush=True)
     described = raw.describe_index(store.collection_name, "bits")
     assert {key: described[key] for key in ("index_type", "nlist", "metric_type")} == {

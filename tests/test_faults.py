@@ -383,7 +383,6 @@ async def assert_promise(make_case, proxy, raw, operation, name):
         # One attempt is allowed to fail where nothing was asked for yet.
         if isinstance(outcome, BaseException):
             assert isinstance(outcome, (UnreachableError, RequestTimeoutError))
-            case.store.store.timeout = LONG
     else:
         assert_kind(outcome, wanted)
     case.assert_rows(raw, outcome)

@@ -1,0 +1,192 @@
+"""What the arguments of a store may be; each error says what is allowed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from pymilvus import DataType
+
+from ._translation.schema import MAX_DIMENSION, NODE_CONTENT_FIELD, NODE_TYPE_FIELD, SCALAR_TYPES
+from ._translation.vectors import DENSE_METRICS
+from .errors import ConfigurationError
+
+CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
+METRICS = {"ip": "IP", "l2": "L2", "euclidean": "L2", "cosine": "COSINE"}
+
+
+def check_uri(uri: Any) -> str:
+    """Check that a URI is an address or a path of Milvus Lite."""
+    # pymilvus refuses pathlib.Path with a message about something else.
+    text = str(uri)
+    if not text:
+        raise ConfigurationError(
+            'uri is empty; pass a server\'s address such as "http://localhost:19530", or a path '
+            'that ends in ".db"'
+        )
+    is_file = text.endswith(".db")
+    # pymilvus would take "http://host/x.db" for a file.
+    if is_file if "://" in text else not is_file and not text.startswith("unix:"):
+        raise ConfigurationError(
+            f"uri is {without_credentials(text)!r}; it must be a server's address such as "
+            '"http://localhost:19530", or a path that ends in ".db" for Milvus Lite'
+        )
+    return text
+
+
+def without_credentials(text: str) -> str:
+    """Cut out of a malformed URI what may be a user and a password."""
+    return re.sub(r"^(\w+://)?.*@", r"\1***@", text, flags=re.DOTALL)
+
+
+def split_credentials(uri: str) -> tuple[str, str]:
+    """Take `user:password` out of a URI, so that the URI can be shown."""
+    if "://" not in uri:
+        return uri, ""
+    try:
+        parts = urlsplit(uri)
+        malformed = "@" in f"{parts.path}{parts.query}{parts.fragment}"
+        malformed |= not (parts.hostname or parts.scheme == "unix") or parts.port == 0
+    except ValueError:
+        malformed = True
+    if malformed and "@" not in uri:
+        raise ConfigurationError(
+            f"uri is {uri!r}; it must be a server's address such as "
+            '"http://localhost:19530", with a host and a port in 1..65535'
+        )
+    if malformed:
+        # A "/", "?" or "#" ends the part before the host: the password would stay in the URI.
+        raise ConfigurationError(
+            f"uri is {without_credentials(uri)!r}; characters such as / ? # [ ] in the user or "
+            "password have to be percent-encoded, or pass them as token"
+        )
+    if "@" not in parts.netloc:
+        return uri, ""
+    credentials, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=host)), unquote(credentials)
+
+
+def check_distinct(names: Iterable[tuple[str, str]]) -> None:
+    """Check that no two fields of a collection have one name.
+
+    Args:
+        names: For each field the argument that names it, and its name.
+    """
+    taken = {
+        NODE_CONTENT_FIELD: "the serialized node",
+        NODE_TYPE_FIELD: "the node's class",
+    }
+    for role, name in names:
+        if name in taken:
+            raise ConfigurationError(
+                f"{role} is {name!r}, the name of {taken[name]} already; fields need distinct names"
+            )
+        taken[name] = role
+
+
+def check_scalar_types(names: Any, types: Any) -> list[DataType] | None:
+    """Check that each scalar field has a type that a column can have."""
+    if len(names or ()) != len(types or ()):
+        raise ConfigurationError(
+            f"scalar_field_names has {len(names or ())} names and scalar_field_types "
+            f"{len(types or ())} types; each name needs one type"
+        )
+    allowed = [data_type.name for data_type in SCALAR_TYPES]
+    for name, data_type in zip(names or (), types or (), strict=True):
+        if data_type not in SCALAR_TYPES:
+            raise ConfigurationError(
+                f"scalar_field_types has {data_type!r} for {name!r}; allowed are DataType.{allowed}"
+            )
+    return None if types is None else [DataType(data_type) for data_type in types]
+
+
+def check_dense_fields(fields: Any) -> dict[str, dict[str, Any]]:
+    """Check the specifications of further dense fields."""
+    if not isinstance(fields, (Mapping, type(None))):
+        raise ConfigurationError(
+            f"dense_fields is {fields!r}; it must be a dictionary of field name to settings, such "
+            'as {"image": {"dim": 512}}'
+        )
+    checked: dict[str, dict[str, Any]] = {}
+    for name, given in (fields or {}).items():
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"dense_fields has the key {name!r}; it must be a name")
+        if not isinstance(given, Mapping):
+            raise ConfigurationError(
+                f"dense_fields[{name!r}] is {given!r}; it must be a dictionary with dim, and with "
+                "metric_type, type, index_type and parameters of the index if you like"
+            )
+        settings = dict(given)
+        dim = check_dim(settings.pop("dim", None), f"dense_fields[{name!r}]: dim")
+        kind = settings.pop("type", DataType.FLOAT_VECTOR)
+        if not isinstance(kind, int) or kind not in DENSE_METRICS:
+            allowed = [one.name for one in DENSE_METRICS]
+            raise ConfigurationError(
+                f"dense_fields[{name!r}] has type={kind!r}; allowed are DataType.{allowed}"
+            )
+        kind = DataType(kind)
+        metrics = DENSE_METRICS[kind]
+        metric = str(settings.pop("metric_type", metrics[0])).upper()
+        if metric not in metrics:
+            raise ConfigurationError(
+                f"dense_fields[{name!r}] has metric_type={metric!r}; a {kind.name} has one of "
+                f"{list(metrics)}"
+            )
+        if kind == DataType.BINARY_VECTOR and dim is not None and dim % 8:
+            raise ConfigurationError(
+                f"dense_fields[{name!r}] has dim={dim}; that of a BINARY_VECTOR is a multiple of 8"
+            )
+        checked[name] = {"dim": dim, "type": kind, "metric_type": metric, **settings}
+    return checked
+
+
+def check_dim(dim: Any, argument: str = "dim") -> int | None:
+    if dim is None:
+        return None
+    if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= MAX_DIMENSION:
+        raise ConfigurationError(
+            f"{argument} is {dim!r}; it must be an integer in 1..{MAX_DIMENSION}"
+        )
+    return dim
+
+
+def check_timeout(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not number or not 0 < timeout < math.inf:
+        raise ConfigurationError(
+            f"timeout is {timeout!r}; it must be a number of seconds above 0, or None"
+        )
+    return float(timeout)
+
+
+def check_metric(metric: Any) -> str:
+    canonical = METRICS.get(str(metric).lower())
+    if canonical is None:
+        raise ConfigurationError(
+            f"similarity_metric is {metric!r}; it must be one of {sorted(METRICS)}"
+        )
+    return canonical
+
+
+def check_consistency_level(level: Any) -> str:
+    """Return the level as Milvus spells it.
+
+    Raises:
+        ConfigurationError: There is no such level.
+    """
+    return str(one_of("consistency_level", level, CONSISTENCY_LEVELS))
+
+
+def one_of(argument: str, value: Any, allowed: Any) -> Any:
+    """Look a value up among enumeration members or names, names in any case."""
+    choices = list(allowed)
+    for choice in choices:
+        if value == choice or str(value).lower() == str(getattr(choice, "value", choice)).lower():
+            return choice
+    shown = [getattr(choice, "value", choice) for choice in choices]
+    raise ConfigurationError(f"{argument} is {value!r}; it must be one of {shown}")

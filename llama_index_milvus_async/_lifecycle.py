@@ -1,0 +1,223 @@
+"""A store's connections: made at the first use, closed once, and what runs over them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import cached_property
+from types import TracebackType
+from typing import Any, TypeVar
+
+from pymilvus import AsyncMilvusClient, MilvusClient
+
+from ._arguments import StoreArguments
+from ._concurrency.once import Once
+from ._observability import is_observed, observing
+from ._operations.core import Core, Overwrite, Ready, make_ready
+from ._transport.backend import Backend, run_sync
+from ._transport.connections import Connections
+from ._wire.address import Address
+from .errors import ConfigurationError
+from .stats import KindStats
+
+T = TypeVar("T")
+Self = TypeVar("Self", bound="ConnectedStore")
+
+
+class ConnectedStore(StoreArguments):
+    """A store that connects when it is first used, for any number of event loops and threads.
+
+    Args:
+        **arguments: Those of `StoreArguments`.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        # Now, so that threads which use the store first at the same time share them.
+        self._ready  # noqa: B018
+
+    # Cached properties as in `StoreArguments`: they are read by every operation.
+
+    @cached_property
+    def _connections(self) -> Connections:
+        return Connections(
+            Address(self.uri, self.token, self.password, self.client_options),
+            self.timeout,
+            self.max_in_flight,
+            rows_per_insert=self.batch_size,
+            coalesce=self.coalesce,
+        )
+
+    @cached_property
+    def _ready(self) -> Once[Ready]:
+        return self._connections.once(self._make_ready)
+
+    @cached_property
+    def _overwrite(self) -> Overwrite:
+        return Overwrite(pending=self.overwrite)
+
+    def _make_ready(self) -> Ready:
+        connections = self._connections
+        with connections.opening():
+            return run_sync(make_ready(connections.sync(), self._settings(), self._overwrite))
+
+    @property
+    def client(self) -> MilvusClient:
+        """A connected pymilvus `MilvusClient`; makes the store ready. Blocks.
+
+        What is called on it raises pymilvus' exceptions.
+
+        Raises:
+            MilvusVectorStoreError: As `connect` does.
+        """
+        self._ready.get()
+        return self._connections.sync_client()
+
+    @property
+    def aclient(self) -> AsyncMilvusClient:
+        """The pymilvus `AsyncMilvusClient` of the running event loop.
+
+        Its first call makes the store ready and connects, once for concurrent ones, and may raise
+        what `connect` does; otherwise calls raise pymilvus' exceptions. Does not block, except
+        where it starts Milvus Lite (half a second). After `aconnect()` all of this has happened.
+
+        Raises:
+            ConfigurationError: No event loop is running, or `use_async_client` is `False`.
+            LiteFileError: Milvus Lite cannot open the path.
+            StoreClosedError: The store is closed.
+        """
+        if not self.use_async_client:
+            raise ConfigurationError("aclient: the store was built with use_async_client=False")
+        try:
+            backend = self._connections.of_running_loop()
+        except RuntimeError as error:
+            raise ConfigurationError(
+                "aclient belongs to an event loop, and none is running here; use it inside a "
+                "coroutine, or `client` outside"
+            ) from error
+        return backend.client()
+
+    def connect(self: Self) -> Self:
+        """Make the store ready now rather than at the first operation. Blocks.
+
+        Once it is ready, this does nothing.
+
+        Raises:
+            ConfigurationError: `dim` is missing for a new collection, `overwrite` names an alias,
+                Milvus is too old for what the arguments ask, or the URI or a certificate cannot be
+                used.
+            CollectionError: The existing collection does not fit the arguments.
+            LiteNotInstalledError: The URI is a `.db` path, and Milvus Lite is not installed.
+            LiteFileError: Milvus Lite cannot open the path.
+            UnreachableError: Nobody answers at the address; `CertificateError` where the server's
+                certificate is not trusted.
+            AuthenticationError: Token or password are wrong; `PermissionDeniedError` where a
+                privilege is missing.
+            RequestTimeoutError: Milvus did not answer in time.
+            ServerError: Milvus refused.
+            StoreClosedError: The store is closed.
+        """
+        self._connections.check_open()
+        self._ready.get()
+        return self
+
+    async def aconnect(self: Self) -> Self:
+        """Make the store ready and connect on the running loop, without blocking it.
+
+        Raises:
+            MilvusVectorStoreError: As `connect` does.
+        """
+        self._connections.check_open()
+        await self._ready.aget()
+        if self.use_async_client:
+            await self._connections.of_running_loop().connect()
+        return self
+
+    def close(self) -> None:
+        """Close all connections; the store cannot be used again. Closing twice is no error.
+
+        Blocks where a thread is just connecting, until it has (10 seconds at most). Clients of
+        event loops that run in other threads are closed by their loops, soon after this returns.
+
+        Calls under way end at once: in `StoreClosedError` where they have done nothing. A write
+        that was sent may be carried out, and ends as if its connection was lost: in
+        `WriteOutcomeUnknownError` where it must not be repeated, otherwise in `UnreachableError`.
+        """
+        self._connections.close()
+
+    async def aclose(self) -> None:
+        """Close all connections without blocking the event loop; see `close`.
+
+        The client of the running loop is closed when this returns.
+        """
+        await self._connections.aclose()
+
+    def __enter__(self: Self) -> Self:
+        """Make the store ready; see `connect`."""
+        return self.connect()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self: Self) -> Self:
+        """Make the store ready; see `aconnect`."""
+        return await self.aconnect()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def stats(self) -> dict[str, KindStats]:
+        """Counts of the asynchronous calls since the store was built, by kind of request.
+
+        Kinds are `"insert"` (upserts included), `"search"`, `"hybrid"`, `"get"` (by ids),
+        `"delete"` (of documents) and `"encode"` (texts to sparse embeddings; its RPCs are calls
+        of the encoder). `calls` is what was asked, `rpcs` what was sent; see
+        [`KindStats`][llama_index_milvus_async.KindStats]. Does not block.
+        """
+        return self._connections.stats()
+
+    def _block(
+        self, name: str, subject: Any, operation: Callable[[Core], Coroutine[Any, Any, T]]
+    ) -> T:
+        if is_observed():
+            with observing(self, name, self.collection_name, subject) as outcome:
+                outcome.result = result = self._run(operation)
+                return result
+        return self._run(operation)
+
+    def _run(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
+        return run_sync(operation(self._core(self._connections.sync())))
+
+    async def _await(
+        self, name: str, subject: Any, operation: Callable[[Core], Coroutine[Any, Any, T]]
+    ) -> T:
+        if is_observed():
+            with observing(self, name, self.collection_name, subject) as outcome:
+                outcome.result = result = await self._arun(operation)
+                return result
+        return await self._arun(operation)
+
+    async def _arun(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
+        if not self.use_async_client:
+            return await asyncio.to_thread(self._run, operation)
+        return await operation(self._core(self._connections.of_running_loop()))
+
+    def _core(self, backend: Backend) -> Core:
+        return Core(
+            backend,
+            self._ready,
+            upsert=self.upsert_mode,
+            batch_size=self.batch_size,
+            encoder=self._encoder,
+            options=self._defaults,
+        )
