@@ -37,8 +37,8 @@ from ._checks import (
     one_of,
     split_credentials,
 )
+from ._retrieval.options import StoreOptions
 from ._retrieval.ranking import Weighted, ranker_of
-from ._retrieval.search import StoreOptions
 from ._translation.schema import CollectionSettings, VectorField
 from .errors import ConfigurationError
 from .indexes import IndexManagement

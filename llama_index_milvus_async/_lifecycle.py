@@ -13,7 +13,7 @@ from pymilvus import AsyncMilvusClient, MilvusClient
 from ._arguments import StoreArguments
 from ._concurrency.once import Once
 from ._observability import is_observed, observing
-from ._operations.core import Core, Overwrite, Ready, make_ready
+from ._operations import Context, Overwrite, Ready, set_up
 from ._transport.backend import Backend, run_sync
 from ._transport.connections import Connections
 from ._wire.address import Address
@@ -50,16 +50,16 @@ class ConnectedStore(StoreArguments):
 
     @cached_property
     def _ready(self) -> Once[Ready]:
-        return self._connections.once(self._make_ready)
+        return self._connections.once(self._set_up)
 
     @cached_property
     def _overwrite(self) -> Overwrite:
         return Overwrite(pending=self.overwrite)
 
-    def _make_ready(self) -> Ready:
+    def _set_up(self) -> Ready:
         connections = self._connections
         with connections.opening():
-            return run_sync(make_ready(connections.sync(), self._settings(), self._overwrite))
+            return run_sync(set_up(connections.sync(), self._settings(), self._overwrite))
 
     @property
     def client(self) -> MilvusClient:
@@ -187,7 +187,7 @@ class ConnectedStore(StoreArguments):
         return self._connections.stats()
 
     def _block(
-        self, name: str, subject: Any, operation: Callable[[Core], Coroutine[Any, Any, T]]
+        self, name: str, subject: Any, operation: Callable[[Context], Coroutine[Any, Any, T]]
     ) -> T:
         if is_observed():
             with observing(self, name, self.collection_name, subject) as outcome:
@@ -195,11 +195,11 @@ class ConnectedStore(StoreArguments):
                 return result
         return self._run(operation)
 
-    def _run(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
-        return run_sync(operation(self._core(self._connections.sync())))
+    def _run(self, operation: Callable[[Context], Coroutine[Any, Any, T]]) -> T:
+        return run_sync(operation(self._context(self._connections.sync())))
 
     async def _await(
-        self, name: str, subject: Any, operation: Callable[[Core], Coroutine[Any, Any, T]]
+        self, name: str, subject: Any, operation: Callable[[Context], Coroutine[Any, Any, T]]
     ) -> T:
         if is_observed():
             with observing(self, name, self.collection_name, subject) as outcome:
@@ -207,13 +207,13 @@ class ConnectedStore(StoreArguments):
                 return result
         return await self._arun(operation)
 
-    async def _arun(self, operation: Callable[[Core], Coroutine[Any, Any, T]]) -> T:
+    async def _arun(self, operation: Callable[[Context], Coroutine[Any, Any, T]]) -> T:
         if not self.use_async_client:
             return await asyncio.to_thread(self._run, operation)
-        return await operation(self._core(self._connections.of_running_loop()))
+        return await operation(self._context(self._connections.of_running_loop()))
 
-    def _core(self, backend: Backend) -> Core:
-        return Core(
+    def _context(self, backend: Backend) -> Context:
+        return Context(
             backend,
             self._ready,
             upsert=self.upsert_mode,

@@ -18,10 +18,16 @@ from llama_index.core.vector_stores.utils import (
 )
 from pymilvus import DataType
 
+from . import _operations as operations
 from ._checks import check_consistency_level, check_timeout
 from ._lifecycle import ConnectedStore
-from ._operations.core import DeleteOptions, GetOptions, WriteOptions
-from ._retrieval.search import SearchOptions, read_options
+from ._retrieval.options import (
+    DeleteOptions,
+    GetOptions,
+    SearchOptions,
+    WriteOptions,
+    read_options,
+)
 from .indexes import IndexManagement
 
 __all__ = ["IndexManagement", "MilvusVectorStore"]
@@ -221,7 +227,7 @@ class MilvusVectorStore(ConnectedStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(WriteOptions, "add", add_kwargs)
-        return self._block("add", nodes, lambda core: core.add(nodes, options))
+        return self._block("add", nodes, lambda context: operations.add(context, nodes, options))
 
     async def async_add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Write nodes without blocking the event loop; see `add`.
@@ -229,7 +235,9 @@ class MilvusVectorStore(ConnectedStore):
         Several batches are under way at once, up to `max_in_flight`.
         """
         options = _read_options(WriteOptions, "async_add", add_kwargs)
-        return await self._await("async_add", nodes, lambda core: core.add(nodes, options))
+        return await self._await(
+            "async_add", nodes, lambda context: operations.add(context, nodes, options)
+        )
 
     def delete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
         """Delete every node of a document, or of several. Blocks.
@@ -246,13 +254,15 @@ class MilvusVectorStore(ConnectedStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(DeleteOptions, "delete", delete_kwargs)
-        return self._block("delete", ref_doc_id, lambda core: core.delete(ref_doc_id, options))
+        return self._block(
+            "delete", ref_doc_id, lambda context: operations.delete(context, ref_doc_id, options)
+        )
 
     async def adelete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
         """Delete every node of a document without blocking the event loop; see `delete`."""
         options = _read_options(DeleteOptions, "adelete", delete_kwargs)
         return await self._await(
-            "adelete", ref_doc_id, lambda core: core.delete(ref_doc_id, options)
+            "adelete", ref_doc_id, lambda context: operations.delete(context, ref_doc_id, options)
         )
 
     def delete_nodes(
@@ -276,7 +286,9 @@ class MilvusVectorStore(ConnectedStore):
         """
         options = _read_options(DeleteOptions, "delete_nodes", delete_kwargs)
         return self._block(
-            "delete_nodes", node_ids, lambda core: core.delete_nodes(node_ids, filters, options)
+            "delete_nodes",
+            node_ids,
+            lambda context: operations.delete_nodes(context, node_ids, filters, options),
         )
 
     async def adelete_nodes(
@@ -288,7 +300,9 @@ class MilvusVectorStore(ConnectedStore):
         """Delete nodes without blocking the event loop; see `delete_nodes`."""
         options = _read_options(DeleteOptions, "adelete_nodes", delete_kwargs)
         return await self._await(
-            "adelete_nodes", node_ids, lambda core: core.delete_nodes(node_ids, filters, options)
+            "adelete_nodes",
+            node_ids,
+            lambda context: operations.delete_nodes(context, node_ids, filters, options),
         )
 
     def get_nodes(
@@ -319,7 +333,9 @@ class MilvusVectorStore(ConnectedStore):
         """
         options = _read_options(GetOptions, "get_nodes", kwargs)
         return self._block(
-            "get_nodes", node_ids, lambda core: core.get_nodes(node_ids, filters, options)
+            "get_nodes",
+            node_ids,
+            lambda context: operations.get_nodes(context, node_ids, filters, options),
         )
 
     async def aget_nodes(
@@ -331,7 +347,9 @@ class MilvusVectorStore(ConnectedStore):
         """Read nodes without blocking the event loop; see `get_nodes`."""
         options = _read_options(GetOptions, "aget_nodes", kwargs)
         return await self._await(
-            "aget_nodes", node_ids, lambda core: core.get_nodes(node_ids, filters, options)
+            "aget_nodes",
+            node_ids,
+            lambda context: operations.get_nodes(context, node_ids, filters, options),
         )
 
     def clear(self, *, timeout: float | None = None) -> None:
@@ -347,12 +365,12 @@ class MilvusVectorStore(ConnectedStore):
             ServerError: Milvus refused or could not be reached.
         """
         check_timeout(timeout)
-        return self._block("clear", None, lambda core: core.clear(timeout))
+        return self._block("clear", None, lambda context: operations.clear(context, timeout))
 
     async def aclear(self, *, timeout: float | None = None) -> None:
         """Delete every node without blocking the event loop; see `clear`."""
         check_timeout(timeout)
-        return await self._await("aclear", None, lambda core: core.clear(timeout))
+        return await self._await("aclear", None, lambda context: operations.clear(context, timeout))
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the nodes most similar to a query. Blocks.
@@ -397,12 +415,16 @@ class MilvusVectorStore(ConnectedStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(SearchOptions, "query", kwargs)
-        return self._block("query", query, lambda core: core.query(query, options))
+        return self._block(
+            "query", query, lambda context: operations.query(context, query, options)
+        )
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the most similar nodes without blocking the event loop; see `query`."""
         options = _read_options(SearchOptions, "aquery", kwargs)
-        return await self._await("aquery", query, lambda core: core.query(query, options))
+        return await self._await(
+            "aquery", query, lambda context: operations.query(context, query, options)
+        )
 
     def query_many(
         self, queries: Sequence[VectorStoreQuery], **kwargs: Any
@@ -428,7 +450,9 @@ class MilvusVectorStore(ConnectedStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(SearchOptions, "query_many", kwargs)
-        return self._block("query_many", queries, lambda core: core.query_many(queries, options))
+        return self._block(
+            "query_many", queries, lambda context: operations.query_many(context, queries, options)
+        )
 
     async def aquery_many(
         self, queries: Sequence[VectorStoreQuery], **kwargs: Any
@@ -436,7 +460,7 @@ class MilvusVectorStore(ConnectedStore):
         """Answer several queries without blocking the event loop; see `query_many`."""
         options = _read_options(SearchOptions, "aquery_many", kwargs)
         return await self._await(
-            "aquery_many", queries, lambda core: core.query_many(queries, options)
+            "aquery_many", queries, lambda context: operations.query_many(context, queries, options)
         )
 
 

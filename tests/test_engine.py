@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+from llama_index_milvus_async._retrieval.search import SearchOptions, StoreOptions, prepare_search
 from pymilvus import DataType, Function, FunctionType
 
-from llama_index_milvus_async._retrieval.search import SearchOptions, StoreOptions, prepare_search
 from llama_index_milvus_async._translation.engine import Capability, Engine
 from llama_index_milvus_async._translation.schema import (
     CollectionSettings,

@@ -16,7 +16,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index_milvus_async import MilvusVectorStore
-from llama_index_milvus_async._operations.core import ROWS_PER_PAGE
+from llama_index_milvus_async._operations.reads import ROWS_PER_PAGE
 from llama_index_milvus_async._transport.backend import MAX_IDS
 from llama_index_milvus_async.errors import ConfigurationError, QueryError, ServerError
 from tests.fixtures.stores import Coloured, collection_name, make_nodes

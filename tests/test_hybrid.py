@@ -37,7 +37,7 @@ from llama_index_milvus_async import (
     QueryError,
     ServerError,
 )
-from llama_index_milvus_async._operations import core as _core
+from llama_index_milvus_async._operations import queries
 from llama_index_milvus_async._translation.engine import Engine
 from llama_index_milvus_async.errors import EncoderError
 from llama_index_milvus_async.sparse import BaseSparseEmbeddingFunction, BM25BuiltInFunction
@@ -2485,7 +2485,7 @@ async def test_the_nodes_of_one_query_are_made_in_slices(make_store, monkeypatch
     store = make_store()
     await store.async_add(make_nodes(300))
     ticks, seen = 0, []
-    node_of = _core.node_of
+    node_of = queries.node_of
 
     def slow_node_of(hit):
         seen.append(ticks)
@@ -2498,7 +2498,7 @@ async def test_the_nodes_of_one_query_are_made_in_slices(make_store, monkeypatch
             ticks += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(_core, "node_of", slow_node_of)
+    monkeypatch.setattr(queries, "node_of", slow_node_of)
     ticking = asyncio.ensure_future(tick())
     result = await store.aquery(query_for(DEFAULT, similarity_top_k=300))
     ticking.cancel()

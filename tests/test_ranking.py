@@ -6,7 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
 
-from llama_index_milvus_async._retrieval.ranking import mmr, similarity
+from llama_index_milvus_async._retrieval.mmr import mmr
+from llama_index_milvus_async._retrieval.ranking import similarity
 
 thresholds = st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0]), st.floats(0.01, 0.99))
 

@@ -32,7 +32,7 @@ from llama_index.core.schema import (
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from pymilvus import DataType
 
-from llama_index_milvus_async._operations.core import split
+from llama_index_milvus_async._operations.writes import split
 from llama_index_milvus_async._translation.engine import Engine
 from llama_index_milvus_async._translation.rows import PackedRow, RowPacker, RowReader
 from llama_index_milvus_async._translation.schema import Column, Layout

@@ -1,1 +1,24 @@
-"""Every operation of the store, written once, as a coroutine."""
+"""Every operation of the store, written once, as a coroutine over a `Context`.
+
+Nothing here knows whether it runs on an event loop or in a blocking call.
+"""
+
+from .context import Context
+from .queries import query, query_many
+from .reads import get_nodes
+from .setup import Overwrite, Ready, set_up
+from .writes import add, clear, delete, delete_nodes
+
+__all__ = [
+    "Context",
+    "Overwrite",
+    "Ready",
+    "add",
+    "clear",
+    "delete",
+    "delete_nodes",
+    "get_nodes",
+    "query",
+    "query_many",
+    "set_up",
+]

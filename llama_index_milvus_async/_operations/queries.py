@@ -1,0 +1,178 @@
+"""Answer queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, cast
+
+from llama_index.core.schema import BaseNode, NodeWithScore
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryResult
+
+from .._concurrency.drivers import is_asynchronous
+from .._requests import HybridSearch, Search
+from .._retrieval.checks import check_query, check_search_options
+from .._retrieval.modes import mode_of
+from .._retrieval.options import SearchOptions
+from .._retrieval.plan import PreparedSearch, SearchPlanner
+from .._retrieval.ranking import CallableRanker, ClientRanker
+from .._retrieval.results import ScoredHits, check_ranked, choose_hits, empty_result, node_of
+from .._transport.backend import MAX_SEARCH_HITS, MAX_SEARCH_VECTORS
+from .context import Context
+from .ids import in_parts
+
+#: A search of a query: the query's number, and the leg's.
+_Place = tuple[int, int]
+#: What is sent for it: the request, and the data that it does not share with others.
+_Wanted = Mapping[_Place, tuple[Search | HybridSearch, Any]]
+
+
+async def query(
+    context: Context, query: VectorStoreQuery, options: SearchOptions
+) -> VectorStoreQueryResult:
+    """Answer a query."""
+    [result] = await query_many(context, [query], options)
+    return result
+
+
+async def query_many(
+    context: Context, queries: Sequence[VectorStoreQuery], options: SearchOptions
+) -> list[VectorStoreQueryResult]:
+    """Answer queries, those that ask alike in common RPCs; results in their order."""
+    check_search_options(options)
+    # All of them before the first is sent.
+    await context.backend.convert(queries, lambda query: check_query(query, options))
+    results = [empty_result() for _ in queries]
+    asked = [i for i, query in enumerate(queries) if query.doc_ids is None or query.doc_ids]
+    if not asked:
+        return results
+    searches = await _prepare(context, {i: queries[i] for i in asked}, options)
+    hits = await _search(context, searches, options)
+
+    chosen: dict[int, list[ScoredHits]] = {}
+
+    def hits_of_all() -> Iterator[tuple[PreparedSearch, Mapping[str, Any]]]:
+        for i, search in searches.items():
+            chosen[i] = choose_hits(search, hits[i])
+            for scored in chosen[i]:
+                yield from ((search, hit) for hit in scored.hits)
+
+    nodes = iter(await context.backend.convert(hits_of_all(), node_of))
+    for i, search in searches.items():
+        legs = [(list(islice(nodes, len(one.hits))), one.similarities) for one in chosen[i]]
+        if len(legs) == 1:
+            [(found, similarities)] = legs
+        else:
+            found, similarities = await _rank(context, search, legs)
+        results[i] = VectorStoreQueryResult(
+            nodes=found, similarities=similarities, ids=[node.node_id for node in found]
+        )
+    return results
+
+
+async def _prepare(
+    context: Context, queries: Mapping[int, VectorStoreQuery], options: SearchOptions
+) -> dict[int, PreparedSearch]:
+    """Prepare the searches of queries, by the queries' numbers."""
+    ready = await context.ready()
+    sparse: dict[int, Any] = {}
+    if ready.layout.encodes_sparse:
+        texts = {
+            i: query.query_str or ""
+            for i, query in queries.items()
+            if mode_of(query, options).searches_sparse(query)
+        }
+        encoded = await context.encode(list(texts.values()), queries=True) if texts else []
+        sparse = dict(zip(texts, encoded, strict=True))
+    planner = SearchPlanner(options, ready.layout, ready.indexes, context.options)
+    searches = await context.backend.convert(
+        queries, lambda i: planner.prepare(queries[i], sparse.get(i))
+    )
+    return dict(zip(queries, searches, strict=True))
+
+
+async def _search(
+    context: Context, searches: Mapping[int, PreparedSearch], options: SearchOptions
+) -> dict[int, list[Sequence[Any]]]:
+    """Send searches; returns for each the hits of its legs, or those that Milvus has fused."""
+    wanted: dict[_Place, tuple[Search | HybridSearch, Any]] = {}
+    for i, search in searches.items():
+        if search.hybrid is not None:
+            wanted[i, 0] = search.hybrid, tuple(leg.data for leg in search.legs)
+        else:
+            for number, leg in enumerate(search.legs):
+                wanted[i, number] = leg.request, leg.data
+    found = await _send_searches(context, wanted, options.timeout)
+    # Lite's HNSW drops what the filter refuses, and what was deleted, after the search.
+    short: dict[_Place, tuple[Search | HybridSearch, Any]] = {
+        (i, number): (leg.exhaustive, leg.data)
+        for i, search in searches.items()
+        if search.hybrid is None
+        for number, leg in enumerate(search.legs)
+        if leg.exhaustive is not None and len(found[i, number]) < leg.request.limit
+    }
+    if short:
+        found.update(await _send_searches(context, short, options.timeout))
+    hits: dict[int, list[Sequence[Any]]] = {i: [] for i in searches}
+    for i, number in sorted(found):
+        hits[i].append(found[i, number])
+    return hits
+
+
+async def _send_searches(
+    context: Context, wanted: _Wanted, timeout: float | None
+) -> dict[_Place, Sequence[Any]]:
+    """Send searches, those that ask alike in common requests."""
+    alike: dict[Search | HybridSearch, list[_Place]] = {}
+    for place, (request, _) in wanted.items():
+        alike.setdefault(request, []).append(place)
+    batches = [
+        (request, places[start : start + count])
+        for request, places in alike.items()
+        for count in [max(1, min(MAX_SEARCH_VECTORS, MAX_SEARCH_HITS // request.limit))]
+        for start in range(0, len(places), count)
+    ]
+    found: dict[_Place, Sequence[Any]] = {}
+
+    async def send(batch: tuple[Search | HybridSearch, list[_Place]]) -> None:
+        request, places = batch
+
+        async def search(data: Sequence[Any]) -> list[Any]:
+            if isinstance(request, HybridSearch):
+                return await context.backend.hybrid_search(request, data, timeout)
+            return await context.backend.search(request, data, timeout)
+
+        hits = await in_parts([wanted[place][1] for place in places], search)
+        found.update(zip(places, hits, strict=True))
+
+    for outcome in await context.backend.send_all(batches, send):
+        if isinstance(outcome, Exception):
+            raise outcome
+    return found
+
+
+async def _rank(
+    context: Context,
+    search: PreparedSearch,
+    legs: Sequence[tuple[Sequence[BaseNode], Sequence[float]]],
+) -> tuple[list[BaseNode], list[float]]:
+    """Have a ranker of the user rank the nodes of each leg."""
+    candidates = [
+        [
+            NodeWithScore(node=node, score=score)
+            for node, score in zip(nodes, similarities, strict=True)
+        ]
+        for nodes, similarities in legs
+    ]
+    rank = cast(CallableRanker, search.ranker).rank
+    if not is_asynchronous(rank):
+        rank = partial(_call_and_collect, rank)
+    returned = await context.backend.call(rank, search.query, candidates)
+    return check_ranked(search, returned)
+
+
+def _call_and_collect(rank: ClientRanker, *arguments: Any) -> Any:
+    """Call a ranker, which may be a generator function: that works where it is read."""
+    returned = rank(*arguments)
+    return list(returned) if isinstance(returned, Iterator) else returned

@@ -1,0 +1,124 @@
+"""Read nodes by id or by filter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import MetadataFilters
+
+from .._requests import GetByIds
+from .._retrieval.options import GetOptions, ReadOptions
+from .._retrieval.values import check_output_fields
+from .._translation import filters as _filters
+from .._translation.rows import RowReader
+from .._translation.schema import Layout
+from .._wire.status import is_too_large
+from ..errors import QueryError, ServerError
+from .context import Context
+from .ids import check_node_ids, chunks, expressions_of, in_parts
+
+#: Rows of one page. A row is at most about 200 KiB, and a response must stay below 512 MiB.
+ROWS_PER_PAGE = 2_000
+
+
+async def get_nodes(
+    context: Context,
+    node_ids: Sequence[str] | None,
+    filters: MetadataFilters | None,
+    options: GetOptions,
+) -> list[BaseNode]:
+    """Read nodes by id, in the order of the ids, or by filter, or by both."""
+    if node_ids is None and filters is None:
+        raise QueryError("Either node_ids or filters must be provided.")
+    check_node_ids(node_ids)
+    check_output_fields(options.output_fields)
+    if node_ids is not None and not node_ids:
+        return []
+    layout = (await context.ready()).layout
+    named = options.output_fields
+    reader = RowReader(layout, context.options.output_fields if named is None else named)
+    rows: list[Mapping[str, Any]] = []
+    if node_ids is not None and filters is None:
+        rows = await _read_by_ids(context, layout, node_ids, reader.fields, options)
+    else:
+        for expression in expressions_of(layout, node_ids, filters):
+            rows += await read_all(context, layout, expression, reader.fields, options)
+    nodes = await context.backend.convert(rows, reader.node)
+    if node_ids is None:
+        return nodes
+    by_id = {node.node_id: node for node in nodes}
+    return [by_id[node_id] for node_id in dict.fromkeys(node_ids) if node_id in by_id]
+
+
+async def _read_by_ids(
+    context: Context,
+    layout: Layout,
+    node_ids: Sequence[str],
+    fields: Sequence[str],
+    options: ReadOptions,
+) -> list[Mapping[str, Any]]:
+    request = GetByIds(
+        layout.collection_name,
+        layout.primary_key,
+        output_fields=tuple(fields),
+        partition_names=options.partition_names,
+        consistency_level=options.consistency_level or context.options.consistency_level,
+        select=partial(_filters.ids_expression, layout.filter_columns),
+    )
+
+    async def get(ids: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+        return await context.backend.get_by_ids(request, ids, options.timeout)
+
+    rows: list[Mapping[str, Any]] = []
+    for chunk in chunks(node_ids):
+        rows += await in_parts(chunk, get)
+    return rows
+
+
+async def read_all(
+    context: Context,
+    layout: Layout,
+    expression: str,
+    fields: Sequence[str],
+    options: ReadOptions,
+) -> list[Mapping[str, Any]]:
+    """Read every row that an expression matches, in pages."""
+    read = partial(
+        context.backend.query,
+        layout.collection_name,
+        output_fields=fields,
+        partition_names=options.partition_names,
+        consistency_level=options.consistency_level or context.options.consistency_level,
+        timeout=options.timeout,
+    )
+    limit = ROWS_PER_PAGE
+
+    async def read_page(expression: str, **arguments: Any) -> list[Mapping[str, Any]]:
+        nonlocal limit
+        while True:
+            try:
+                return await read(expression, limit=limit, **arguments)
+            except ServerError as error:
+                if limit == 1 or not is_too_large(error):
+                    raise
+                limit //= 2
+
+    everything = _filters.everything_expression(layout.filter_columns)
+    page = await read_page(expression or everything)
+    if len(page) < limit:
+        return page
+    # More than a page: start again, ordered by primary key. A limit alone returns any rows; as an
+    # iterator's request they come sorted, on Lite as well. Such requests ignore the consistency
+    # level, which the read above has already waited for.
+    rows: list[Mapping[str, Any]] = []
+    page_expression = expression or everything
+    while True:
+        page = await read_page(page_expression, iterator="True", reduce_stop_for_best="False")
+        rows += page
+        if len(page) < limit:
+            return rows
+        last = max(row[layout.primary_key] for row in page)
+        page_expression = _filters.next_page_expression(layout.filter_columns, expression, last)

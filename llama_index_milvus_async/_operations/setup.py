@@ -1,0 +1,183 @@
+"""Setting up: find or create the collection, its indexes and properties, and load it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from .._translation.engine import Engine
+from .._translation.schema import (
+    VECTOR_TYPES,
+    CollectionSettings,
+    Index,
+    Layout,
+    check_engine,
+    check_layout,
+    check_metric,
+    differing_properties,
+    new_index,
+    new_schema,
+)
+from .._transport.backend import Backend
+from ..errors import (
+    CollectionError,
+    ConfigurationError,
+    RequestTimeoutError,
+    ServerError,
+    UnreachableError,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What setting up has found out.
+
+    Attributes:
+        layout: The collection's columns.
+        indexes: The index of each vector column.
+    """
+
+    layout: Layout
+    indexes: Mapping[str, Index]
+
+
+@dataclass
+class Overwrite:
+    """Whether the collection has still to be dropped, which happens once in a store's life."""
+
+    pending: bool
+
+
+async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Overwrite) -> Ready:
+    """Find or create the collection, its indexes and its properties, and load it.
+
+    Args:
+        backend: Where to send requests.
+        settings: What the collection has to be.
+        overwrite: Whether to drop the collection first; settled when that is done.
+
+    Raises:
+        CollectionError: The existing collection does not fit.
+        ConfigurationError: `dim` is missing for a new collection.
+    """
+    name = settings.collection_name
+    engine = Engine.parse(await backend.server_version())
+    check_engine(settings, engine)
+    if engine.needs_one_writer:
+        backend.note_collection_of_lite(name)
+    description = await backend.describe_collection(name)
+    if description is not None and overwrite.pending:
+        await _drop(backend, settings, description)
+        description = None
+    # Not earlier: after a failure the next attempt has to refuse, or to drop, again.
+    overwrite.pending = False
+    if description is None:
+        description = await _create(backend, settings)
+    layout = Layout.from_description(description, settings, engine)
+    check_layout(layout, settings)
+
+    indexes = await _create_indexes(backend, settings, layout)
+    await _apply_properties(backend, settings, description.get("properties") or {})
+    # Without indexes a collection cannot be loaded; whoever manages them does both.
+    if all(index.type for index in indexes.values()) and not await backend.is_loaded(name):
+        await backend.load_collection(name)
+    return Ready(layout, indexes)
+
+
+async def _drop(
+    backend: Backend, settings: CollectionSettings, description: Mapping[str, Any]
+) -> None:
+    name = settings.collection_name
+    if description["collection_name"] != name:
+        raise ConfigurationError(
+            f"overwrite=True: {name!r} is an alias of {description['collection_name']!r}; "
+            "name the collection itself to overwrite it"
+        )
+    new_schema(settings)  # Raises before the drop what would fail after it.
+    await _change(
+        lambda: backend.drop_collection(name),
+        lambda: backend.describe_collection(name),
+        is_done=lambda description: description is None,
+    )
+
+
+async def _create(backend: Backend, settings: CollectionSettings) -> Mapping[str, Any]:
+    """Create the collection; returns its description."""
+    name = settings.collection_name
+    schema = new_schema(settings)
+    description = await _change(
+        lambda: backend.create_collection(name, schema, settings.consistency_level),
+        lambda: backend.describe_collection(name),
+    )
+    logger.info("created collection %r", name)
+    if description is None:
+        raise CollectionError(f"collection {name!r} was dropped while it was being set up")
+    return description
+
+
+async def _change(
+    change: Callable[[], Awaitable[None]],
+    describe: Callable[[], Awaitable[T]],
+    is_done: Callable[[T], bool] = lambda description: description is not None,
+) -> T:
+    """Change the collection; returns its description afterwards.
+
+    A refusal does not count where things are as wanted: another process was faster, or an earlier
+    attempt has succeeded and its answer was lost.
+    """
+    try:
+        await change()
+    except (UnreachableError, RequestTimeoutError):
+        raise
+    except ServerError:
+        description = await describe()
+        if not is_done(description):
+            raise
+        return description
+    return await describe()
+
+
+async def _create_indexes(
+    backend: Backend, settings: CollectionSettings, layout: Layout
+) -> dict[str, Index]:
+    """Create the indexes that are missing; returns those of all vector columns."""
+    name = settings.collection_name
+    used = {field.name: field for field in settings.vectors}
+    indexes: dict[str, Index] = {}
+    for column in layout.columns.values():
+        if column.type not in VECTOR_TYPES:
+            continue
+        field = used.get(column.name)
+        index = await backend.describe_index(name, column.name)
+        if index is None and field is not None and settings.create_index:
+            wanted = new_index(field, layout.engine)
+            index = await _change(
+                partial(backend.create_index, name, wanted),
+                partial(backend.describe_index, name, column.name),
+            )
+        elif index is not None and field is not None:
+            check_metric(index, field, name)
+        index = index or {}
+        metric = str(index.get("metric_type", field.metric if field else "")).upper()
+        indexes[column.name] = Index(metric, str(index.get("index_type", "")))
+    return indexes
+
+
+async def _apply_properties(
+    backend: Backend, settings: CollectionSettings, described: Mapping[str, Any]
+) -> None:
+    missing = differing_properties(settings.properties, described)
+    if not missing:
+        return
+    name = settings.collection_name
+    # How segments are mapped into memory can only be changed while none is.
+    if any("mmap" in key for key in missing) and await backend.is_loaded(name):
+        await backend.release_collection(name)
+    await backend.alter_properties(name, missing)

@@ -1,0 +1,147 @@
+"""What can be checked of a query before anything is known of the collection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from llama_index.core.vector_stores.types import VectorStoreQuery
+
+from ..errors import QueryError
+from .modes import MMR_OVER, MODES, Mode, mmr_candidates, mmr_threshold, mode_of
+from .options import SearchOptions
+from .ranking import ranker_of
+from .values import (
+    MAX_TOP_K,
+    are_texts,
+    check_ids,
+    check_output_fields,
+    check_search_config,
+    check_top_k,
+    is_number,
+)
+
+# Members are equal to their texts, which callers pass as well, and have other hashes.
+_MODES = tuple(MODES)
+
+
+def check_search_options(options: SearchOptions) -> None:
+    """Check what the keyword arguments of a call say by themselves.
+
+    Raises:
+        QueryError: One is of another type or out of range.
+        ConfigurationError: `milvus_ranker` is not a ranker.
+    """
+    if options.milvus_ranker is not None:
+        ranker_of(options.milvus_ranker, None, "milvus_ranker")
+    if not isinstance(options.string_expr, (str, type(None))):
+        raise QueryError(f"string_expr is {options.string_expr!r}; it must be a text")
+    if options.mmr_over not in MMR_OVER:
+        raise QueryError(f"mmr_over is {options.mmr_over!r}; it must be 'dense' or 'hybrid'")
+    names = options.hybrid_fields
+    if names is not None and (not are_texts(names) or not names):
+        raise QueryError(f"hybrid_fields is {names!r}; it must be a list of dense vector fields")
+    for name in ("milvus_search_config", "sparse_search_config"):
+        if getattr(options, name) is not None:
+            check_search_config(name, getattr(options, name))
+    _check_mmr(options)
+    _check_paging(options)
+
+
+def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
+    """Check a query whose keyword arguments `check_search_options` has passed.
+
+    Raises:
+        QueryError: The mode is not supported; text, embedding, top k or alpha are missing or bad.
+    """
+    if query.mode not in _MODES:
+        supported = ", ".join(mode.name for mode in MODES.values())
+        raise QueryError(f"mode {query.mode!s} is not supported; supported are {supported}")
+    mode = mode_of(query, options)
+    _check_types(query)
+    check_top_k("similarity_top_k", query.similarity_top_k)
+    for name in ("sparse_top_k", "hybrid_top_k"):
+        if getattr(query, name) is not None:
+            check_top_k(name, getattr(query, name))
+    alpha = query.alpha
+    if alpha is not None and not _is_share(alpha):
+        raise QueryError(f"alpha is {alpha!r}; it must be a number in 0 (sparse) to 1 (dense)")
+    if options.milvus_ranker is not None and alpha not in (None, 0, 1):
+        raise QueryError("alpha and milvus_ranker both say how to rank; pass one of them")
+    if mode.needs_embedding(query) and (
+        query.query_embedding is None or not len(query.query_embedding)
+    ):
+        raise QueryError(f"mode {mode.name} needs query_embedding, and it is missing")
+    if mode.searches_sparse(query) and not (query.query_str or "").strip():
+        raise QueryError(f"mode {mode.name} needs query_str, and it is missing or empty")
+    threshold = mmr_threshold(query, options)
+    if threshold is not None and not _is_share(threshold):
+        raise QueryError(f"mmr_threshold is {threshold!r}; it must be a number in 0..1")
+    if options.offset:
+        _check_pool(query, mode, options)
+
+
+def _check_types(query: VectorStoreQuery) -> None:
+    for name in ("query_str", "embedding_field"):
+        text = getattr(query, name)
+        if not isinstance(text, (str, type(None))):
+            raise QueryError(f"{name} is {text!r}; it must be a text")
+    check_ids("node_ids", query.node_ids)
+    check_ids("doc_ids", query.doc_ids)
+    check_output_fields(query.output_fields)
+    embedding = query.query_embedding
+    if embedding is not None and not isinstance(embedding, Collection):
+        raise QueryError(f"query_embedding is {embedding!r}; it must be a list of numbers")
+
+
+def _check_mmr(options: SearchOptions) -> None:
+    if options.mmr_prefetch_factor is not None and options.mmr_prefetch_k is not None:
+        raise QueryError("mmr_prefetch_factor and mmr_prefetch_k exclude each other; pass one")
+    factor = options.mmr_prefetch_factor
+    if factor is not None and not (is_number(factor) and 1 <= factor < math.inf):
+        raise QueryError(f"mmr_prefetch_factor is {factor!r}; it must be a number of at least 1")
+    if options.mmr_prefetch_k is not None:
+        check_top_k("mmr_prefetch_k", options.mmr_prefetch_k)
+
+
+def _check_paging(options: SearchOptions) -> None:
+    offset, field, size = options.offset, options.group_by_field, options.group_size
+    if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < MAX_TOP_K:
+        raise QueryError(f"offset is {offset!r}; it must be an integer in 0..{MAX_TOP_K - 1}")
+    if field is not None and (not isinstance(field, str) or not field):
+        raise QueryError(f"group_by_field is {field!r}; it must be the name of a field")
+    for name in ("group_size", "strict_group_size"):
+        if getattr(options, name) is not None and field is None:
+            raise QueryError(f"{name} has no effect without group_by_field; pass both")
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise QueryError(f"group_size is {size!r}; it must be an integer of at least 1")
+    threshold = options.score_threshold
+    if threshold is not None and not (is_number(threshold) and math.isfinite(threshold)):
+        raise QueryError(f"score_threshold is {threshold!r}; it must be a number")
+
+
+def _check_pool(query: VectorStoreQuery, mode: Mode, options: SearchOptions) -> None:
+    """Check that what hits are chosen from reaches beyond those that are skipped.
+
+    It has to be the same for every page: a hit's rank changes with the candidates beside it.
+    """
+    top_k, offset = query.similarity_top_k, options.offset
+    if mode.diversifies and offset + top_k > (pool := mmr_candidates(top_k, options)):
+        raise QueryError(
+            f"offset is {offset}: MMR chooses {offset} and {top_k} hits of {pool} candidates; pass "
+            "a larger mmr_prefetch_k, the same for every page"
+        )
+    if mode.diversifies or not (mode.searches_dense(query) and mode.searches_sparse(query)):
+        return
+    size = mode.page_size(query)
+    if offset + size > min(top_k, query.sparse_top_k or top_k):
+        raise QueryError(
+            f"offset is {offset}: {offset} and {size} hits are more than each leg of a hybrid "
+            "search fetches; pass a similarity_top_k (and sparse_top_k, if any) of at least "
+            f"{offset + size}, the same for every page, and {mode.top_k}={size} as the size of one"
+        )
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1

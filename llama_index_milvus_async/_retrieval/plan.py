@@ -1,0 +1,411 @@
+"""From a query to the searches that are sent for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llama_index.core.vector_stores.types import VectorStoreQuery
+
+from .._requests import HybridSearch, Search
+from .._translation import filters as _filters
+from .._translation.engine import Engine
+from .._translation.rows import RowReader
+from .._translation.schema import Column, Index, Layout
+from .._translation.vectors import packed
+from ..errors import QueryError
+from ..sparse import sparse_vector
+from .modes import Mode, mode_of
+from .options import SearchOptions, StoreOptions
+from .ranking import (
+    CallableRanker,
+    Ranker,
+    RelativeScore,
+    ServerRanker,
+    check_weights,
+    ranker_of,
+)
+from .values import check_search_config, is_number
+
+#: Milvus Lite's own `ef` of an HNSW search that names none.
+LITE_DEFAULT_EF = 64
+#: What has an index of Milvus Lite visit every row, by the beginning of its type's name. Its
+#: `AUTOINDEX` is an HNSW.
+LITE_EXHAUSTIVE = {
+    "HNSW": {"ef": 2**20},
+    "AUTOINDEX": {"ef": 2**20},
+    "IVF": {"nprobe": 2**16},
+}
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One search of a query.
+
+    Attributes:
+        request: What it may have in common with other queries'.
+        data: What it has not: a vector, a sparse vector, or a text for Milvus to encode.
+        metric: The metric of the field.
+        exhaustive: The request of a second search where the first came short, `None` where the
+            engine never does.
+    """
+
+    request: Search
+    data: Any
+    metric: str
+    exhaustive: Search | None = None
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """The searches of one query, ready to be sent.
+
+    Attributes:
+        query: The query.
+        options: The keyword arguments of the call.
+        mode: The mode of the query.
+        legs: Its searches: one, or those of a hybrid search.
+        hybrid: The request that has Milvus fuse the legs; `None` for one leg, and where they are
+            searched each on its own and fused here.
+        ranker: How the legs are fused; `None` where there is one.
+        limit: How many hits remain of those fused here.
+        layout: The collection.
+        reader: Makes nodes of the hits.
+    """
+
+    query: VectorStoreQuery
+    options: SearchOptions
+    mode: Mode
+    legs: tuple[Leg, ...]
+    hybrid: HybridSearch | None
+    ranker: Ranker | None
+    limit: int
+    layout: Layout
+    reader: RowReader
+
+
+def query_vector(query: VectorStoreQuery, column: Column) -> Any:
+    """The embedding of a query in the form that a column takes.
+
+    Raises:
+        QueryError: It has another dimension, or values that the column cannot hold.
+    """
+    try:
+        return packed(query.query_embedding, column.type, column.dim)
+    except ValueError as error:
+        raise QueryError(
+            f"query_embedding {error} (field {column.name!r}); the query must be embedded by the "
+            "model of the documents"
+        ) from error
+
+
+class SearchPlanner:
+    """Prepares the searches of the queries of one call.
+
+    What queries have in common is made once: the expression of the same filters, and the request
+    of a field.
+
+    Args:
+        options: The keyword arguments of the call.
+        layout: The collection.
+        indexes: The indexes of its vector columns.
+        store: The store's own settings.
+
+    Raises:
+        QueryError: The engine cannot do what the keyword arguments ask for.
+    """
+
+    def __init__(
+        self,
+        options: SearchOptions,
+        layout: Layout,
+        indexes: Mapping[str, Index],
+        store: StoreOptions,
+    ) -> None:
+        if options.group_by_field is not None:
+            layout.engine.require(Engine.has_grouping, "group_by_field", QueryError)
+        self._options = options
+        self._layout = layout
+        self._indexes = indexes
+        self._store = store
+        self._partition_names = options.partition_names
+        self._consistency_level = options.consistency_level or store.consistency_level
+        self._expressions: dict[tuple[int, int, int], str] = {}
+        self._readers: dict[Any, tuple[RowReader, tuple[str, ...]]] = {}
+        self._requests: dict[Any, tuple[Search, Search | None]] = {}
+
+    def prepare(self, query: VectorStoreQuery, sparse: Any = None) -> PreparedSearch:
+        """Prepare the searches of a query that `check_query` has passed.
+
+        Args:
+            query: The query. It must live as long as the planner, and stay as it is.
+            sparse: The encoded text of the query, where the store encodes it.
+
+        Raises:
+            CollectionError: The embedding field is not a dense vector column.
+            FilterError: A filter cannot be expressed.
+            QueryError: The collection, or the server, is not set up for the mode; the embedding
+                has another dimension or values that are not numbers; the ranker does not fit.
+        """
+        options, layout = self._options, self._layout
+        mode = mode_of(query, options)
+        embedding_field = query.embedding_field or layout.embedding_field
+        named = self._store.output_fields if query.output_fields is None else query.output_fields
+        reader, fetched = self._reader(tuple(named), embedding_field, mode.diversifies)
+        limit = mode.limit(query, options)
+
+        dense_fields: Sequence[str] = []
+        if mode.needs_embedding(query):
+            dense_fields = _dense_fields(embedding_field, mode, options)
+        if not mode.searches_dense(query):
+            dense_fields = []
+        sparse_field = _sparse_field(mode, layout) if mode.searches_sparse(query) else None
+        fields = [*dense_fields, *([sparse_field] if sparse_field is not None else [])]
+        ranker = self._ranker(query, mode, fields) if len(fields) > 1 else None
+        fused_by_milvus = ranker is not None and not isinstance(
+            ranker, (CallableRanker, RelativeScore)
+        )
+        # MMR skips what it has chosen, not what it chooses from.
+        offset = options.offset if not mode.diversifies else 0
+        paging = (*((("offset", offset),) if offset else ()), *options.grouping)
+
+        legs: list[Leg] = []
+        expression = self._expression(query)
+        for field in fields:
+            if field == sparse_field:
+                data = _sparse_data(query, layout, sparse)
+                count = query.sparse_top_k or query.similarity_top_k
+            else:
+                data = query_vector(query, layout.dense_column(field))
+                count = query.similarity_top_k
+            request, exhaustive = self._request(
+                field,
+                limit if ranker is None else max(int(count), limit),
+                expression,
+                # What is ranked here needs its rows; skipping comes after the fusion.
+                () if fused_by_milvus else fetched,
+                paging if ranker is None else (),
+            )
+            legs.append(Leg(request, data, self._indexes[field].metric, exhaustive))
+
+        hybrid = self._hybrid(legs, ranker, limit, fetched, paging) if fused_by_milvus else None
+        return PreparedSearch(
+            query, options, mode, tuple(legs), hybrid, ranker, limit, layout, reader
+        )
+
+    def _reader(
+        self, named: tuple[str, ...], embedding_field: str | None, with_embedding: bool
+    ) -> tuple[RowReader, tuple[str, ...]]:
+        """What makes nodes of hits, and the fields to fetch with each."""
+        key = named, embedding_field, with_embedding
+        if key not in self._readers:
+            reader = RowReader(self._layout, named, embedding_field)
+            # The primary key comes in any case.
+            fetched = [name for name in reader.fields if name != self._layout.primary_key]
+            if with_embedding and embedding_field is not None:
+                fetched.append(embedding_field)
+            self._readers[key] = reader, tuple(dict.fromkeys(fetched))
+        return self._readers[key]
+
+    def _expression(self, query: VectorStoreQuery) -> str:
+        """The filter of a query; queries mostly have the same objects in common."""
+        # By identity: filters that ask for `1` and for `True` are equal.
+        key = id(query.filters), id(query.node_ids), id(query.doc_ids)
+        if key not in self._expressions:
+            self._expressions[key] = _filters.build_expression(
+                self._layout.filter_columns,
+                filters=query.filters,
+                # VectorStoreIndex.as_retriever() says "every node" with an empty list, where the
+                # store keeps the nodes itself.
+                node_ids=query.node_ids or None,
+                doc_ids=query.doc_ids,
+                scalar_filters=self._options.milvus_scalar_filters,
+                string_expr=self._options.string_expr,
+            )
+        return self._expressions[key]
+
+    def _request(
+        self,
+        field: str,
+        limit: int,
+        expression: str,
+        output_fields: tuple[str, ...],
+        options: tuple[tuple[str, Any], ...],
+    ) -> tuple[Search, Search | None]:
+        """The search of a field, and the exhaustive one of the same."""
+        key = field, limit, expression, output_fields, options
+        if key not in self._requests:
+            self._requests[key] = self._new_request(*key)
+        return self._requests[key]
+
+    def _new_request(
+        self,
+        field: str,
+        limit: int,
+        expression: str,
+        output_fields: tuple[str, ...],
+        options: tuple[tuple[str, Any], ...],
+    ) -> tuple[Search, Search | None]:
+        layout, index = self._layout, self._indexes[field]
+        all_rows = _exhaustive_params(field, index, layout)
+        params = _search_params(
+            self._config(field), index, limit, layout, raise_ef="ef" in all_rows
+        )
+        request = Search(
+            collection_name=layout.collection_name,
+            field_name=field,
+            limit=limit,
+            expression=expression,
+            output_fields=output_fields,
+            partition_names=self._partition_names,
+            consistency_level=self._consistency_level,
+            params=params,
+            options=options,
+            one_at_a_time=layout.engine.slows_down_concurrent_searches,
+        )
+        if not all_rows:
+            return request, None
+        largest = {**params["params"], **all_rows}
+        return request, replace(request, params={**params, "params": largest})
+
+    def _config(self, field: str) -> Mapping[str, Any]:
+        """The search parameters of a field, as the caller spells them."""
+        if field == self._layout.sparse_field:
+            return self._options.sparse_search_config or {}
+        if self._options.milvus_search_config is not None:
+            return self._options.milvus_search_config
+        check_search_config("search_config", self._store.search_config)
+        return self._store.search_config
+
+    def _hybrid(
+        self,
+        legs: Sequence[Leg],
+        ranker: Any,
+        limit: int,
+        output_fields: tuple[str, ...],
+        options: tuple[tuple[str, Any], ...],
+    ) -> HybridSearch:
+        layout = self._layout
+        if isinstance(ranker, ServerRanker):
+            layout.engine.require(Engine.has_rerank_functions, "the ranker", QueryError)
+        for leg in legs:
+            ranges = {"radius", "range_filter"} & leg.request.params["params"].keys()
+            if ranges:
+                asked = f"search parameters {sorted(ranges)} of field {leg.request.field_name!r}"
+                layout.engine.require(Engine.has_ranges_in_hybrid_search, asked, QueryError)
+        return HybridSearch(
+            collection_name=layout.collection_name,
+            legs=tuple(_hybrid_leg(leg) for leg in legs),
+            ranker=ranker.for_milvus(),
+            ranker_key=id(ranker.function) if isinstance(ranker, ServerRanker) else ranker,
+            limit=limit,
+            output_fields=output_fields,
+            partition_names=self._partition_names,
+            consistency_level=self._consistency_level,
+            options=options,
+            one_at_a_time=layout.engine.slows_down_concurrent_searches,
+        )
+
+    def _ranker(self, query: VectorStoreQuery, mode: Mode, fields: Sequence[str]) -> Ranker:
+        options, store = self._options, self._store
+        ranker: Ranker
+        if options.milvus_ranker is not None:
+            ranker = ranker_of(options.milvus_ranker, None, "milvus_ranker")
+        elif query.alpha not in (None, 0, 1):
+            # Several dense fields share the dense weight.
+            alpha = float(query.alpha)
+            dense = [alpha / (len(fields) - 1)] * (len(fields) - 1)
+            ranker = RelativeScore((*dense, 1.0 - alpha))
+        else:
+            ranker = ranker_of(store.hybrid_ranker, store.hybrid_ranker_params, "hybrid_ranker")
+        check_weights(ranker, fields)
+        ranks_here = isinstance(ranker, (CallableRanker, RelativeScore))
+        if options.group_by_field is not None and ranks_here:
+            raise QueryError(
+                "group_by_field: a hybrid search groups where Milvus ranks; leave alpha out, and "
+                "do not pass a callable as ranker"
+            )
+        if isinstance(ranker, CallableRanker) and mode.diversifies:
+            raise QueryError(
+                "mmr_over='hybrid' does not take a callable as ranker; pass another ranker"
+            )
+        return ranker
+
+
+def _dense_fields(field: str | None, mode: Mode, options: SearchOptions) -> Sequence[str]:
+    """The dense fields that a query searches."""
+    if field is None:
+        raise QueryError(
+            f"mode {mode.name} searches dense embeddings, and the store has none; pass "
+            "enable_dense=True to its constructor"
+        )
+    if options.hybrid_fields is None or not mode.is_hybrid:
+        return [field]
+    if len(set(options.hybrid_fields)) < len(options.hybrid_fields):
+        raise QueryError(f"hybrid_fields has a field twice: {list(options.hybrid_fields)}")
+    return list(options.hybrid_fields)
+
+
+def _sparse_field(mode: Mode, layout: Layout) -> str:
+    if layout.sparse_field is None:
+        raise QueryError(
+            f"mode {mode.name} searches sparse embeddings, and the store has none; pass "
+            "enable_sparse=True to its constructor"
+        )
+    return layout.sparse_field
+
+
+def _sparse_data(query: VectorStoreQuery, layout: Layout, sparse: Any) -> Any:
+    """What to search the sparse field for: an embedding, or the text for Milvus to encode."""
+    if not layout.encodes_sparse:
+        return query.query_str
+    try:
+        return sparse_vector(sparse)
+    except ValueError as error:
+        raise QueryError(f"the sparse embedding of query_str {error}") from error
+
+
+def _hybrid_leg(leg: Leg) -> Search:
+    # What a filter leaves of an approximate search may be too little, and is not seen here.
+    exhaustive = leg.exhaustive if leg.request.expression else None
+    return exhaustive or leg.request
+
+
+def _search_params(
+    config: Mapping[str, Any], index: Index, limit: int, layout: Layout, *, raise_ef: bool
+) -> dict[str, Any]:
+    """Turn a search config, flat or with nested `params`, into pymilvus' form.
+
+    The server reads the parameters of an index type only from the nested dictionary.
+    """
+    top_level = {"metric_type", "ignore_growing", "hints", "round_decimal", "analyzer_name"}
+    outer = {key: value for key, value in config.items() if key in top_level}
+    params = {key: value for key, value in config.items() if key not in {*top_level, "params"}}
+    params.update(config.get("params") or {})
+    if raise_ef:
+        # Lite answers with fewer than `limit` hits where `ef` is less; a server never does.
+        try:
+            ef = int(params.get("ef", LITE_DEFAULT_EF))
+        except (TypeError, ValueError) as error:
+            raise QueryError(
+                f"search parameter ef is {params['ef']!r}; it must be a number"
+            ) from error
+        params["ef"] = max(limit, ef)
+    if index.metric == "BM25" and layout.engine.negates_bm25:
+        for name in {"radius", "range_filter"} & params.keys():
+            if not is_number(params[name]):
+                raise QueryError(
+                    f"search parameter {name} is {params[name]!r}; it must be a number"
+                )
+            params[name] = -params[name]
+    return {**outer, "params": params}
+
+
+def _exhaustive_params(field: str, index: Index, layout: Layout) -> Mapping[str, int]:
+    """What has an approximate index of Milvus Lite visit every row; nothing for others."""
+    if layout.engine.drops_hits_after_search and field != layout.sparse_field:
+        for beginning, params in LITE_EXHAUSTIVE.items():
+            if index.type.upper().startswith(beginning):
+                return params
+    return {}
