@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
-from llama_index_milvus_async._retrieval.search import SearchOptions, StoreOptions, prepare_search
 from pymilvus import DataType, Function, FunctionType
 
+from llama_index_milvus_async._retrieval.options import SearchOptions, StoreOptions
+from llama_index_milvus_async._retrieval.plan import SearchPlanner
 from llama_index_milvus_async._translation.engine import Capability, Engine
 from llama_index_milvus_async._translation.schema import (
     CollectionSettings,
@@ -156,7 +157,7 @@ def test_a_function_that_reranks_needs_a_version() -> None:
         indexes = {"dense": Index("IP", "FLAT"), "sparse": Index("IP", "FLAT")}
         store = StoreOptions("Session", [], {}, "RRFRanker", {})
         options = SearchOptions(milvus_ranker=ranker)
-        return prepare_search(query, options, layout, indexes, store, {1: 1.0})
+        return SearchPlanner(options, layout, indexes, store).prepare(query, {1: 1.0})
 
     assert search(milvus(2, 6)).hybrid.ranker is ranker
     assert search(LITE).hybrid.ranker is ranker
