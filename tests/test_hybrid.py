@@ -1050,7 +1050,7 @@ async def test_a_ranker_that_is_assigned_is_the_next_query_s(on_encoded, encoded
 
 @lite
 async def test_mmr_takes_no_callable(either, coloured):
-    with pytest.raises(QueryError, match="mmr_over='hybrid' takes no callable as ranker"):
+    with pytest.raises(QueryError, match="mmr_over='hybrid' does not take a callable as ranker"):
         await coloured(either.store).query(
             query_for(MMR), mmr_over="hybrid", milvus_ranker=rrf_here(60)
         )
