@@ -60,9 +60,10 @@ soak: $(VENV)/.installed-dev ## ten minutes of faults and restarts on each engin
 docs: $(VENV)/.installed-dev ## build the documentation into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
-lint: $(VENV)/.installed-dev ## ruff: rules and formatting
+lint: $(VENV)/.installed-dev ## ruff: rules and formatting; and which package imports which
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command as lint; lint()'
 
 types: $(VENV)/.installed-dev ## mypy, strict
 	$(VENV)/bin/python -m mypy
@@ -72,7 +73,7 @@ format: $(VENV)/.installed-dev ## apply ruff's formatting and its safe fixes
 	$(VENV)/bin/python -m ruff format .
 
 clean: ## remove the environments and everything generated
-	rm -rf $(VENV) $(VENV26) $(VENVBENCH) .venv-upstream build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV26) $(VENVBENCH) .venv-upstream build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file says what an environment holds, so that a second call installs nothing.

@@ -117,9 +117,10 @@ def _count(result: Any) -> int | None:
 def _has_handlers() -> bool:
     current: Any = _dispatcher
     while current is not None:
-        handlers = [*current.event_handlers, *current.span_handlers]
-        if not all(isinstance(handler, _NULL_HANDLERS) for handler in handlers):
-            return True
+        for handlers in (current.event_handlers, current.span_handlers):
+            for handler in handlers:
+                if not isinstance(handler, _NULL_HANDLERS):
+                    return True
         current = current.parent if current.propagate else None
     return False
 
