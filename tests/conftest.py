@@ -2,9 +2,18 @@
 
 import pytest
 
+# Helpers that assert, and that are neither plugins nor tests.
+pytest.register_assert_rewrite(
+    "tests.coalescing.server",
+    "tests.dense_fields.corpus",
+    "tests.faults.cases",
+    "tests.hybrid.corpus",
+)
+
 pytest_plugins = (
     "tests.fixtures.engines",
     "tests.fixtures.faults",
+    "tests.fixtures.ready_made",
     "tests.fixtures.stores",
     "tests.fixtures.loops",
     "tests.fixtures.recorder",
@@ -18,9 +27,10 @@ LONGEST = (
     "test_notebooks.py",
     "test_query.py",
     "test_applications.py",
-    "test_faults.py",
+    "test_network_faults.py",
+    "test_abandoned_calls.py",
+    "test_server_failures.py",
     "test_examples.py",
-    "test_hybrid.py",
     "test_retrieval_quality.py",
     "test_upstream_compatibility.py",
     "test_packaging.py",
