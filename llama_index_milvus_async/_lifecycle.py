@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from functools import cached_property
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pymilvus import AsyncMilvusClient, MilvusClient
 
@@ -20,6 +20,7 @@ from ._wire.address import Address
 from .errors import ConfigurationError
 from .stats import KindStats
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Self = TypeVar("Self", bound="ConnectedStore")
 
@@ -65,7 +66,7 @@ class ConnectedStore(StoreArguments):
     def client(self) -> MilvusClient:
         """A connected pymilvus `MilvusClient`; makes the store ready. Blocks.
 
-        What is called on it raises pymilvus' exceptions.
+        What is called on it raises pymilvus's exceptions.
 
         Raises:
             MilvusVectorStoreError: As `connect` does.
@@ -78,7 +79,7 @@ class ConnectedStore(StoreArguments):
         """The pymilvus `AsyncMilvusClient` of the running event loop.
 
         Its first call makes the store ready and connects, once for concurrent ones, and may raise
-        what `connect` does; otherwise calls raise pymilvus' exceptions. Does not block, except
+        what `connect` does; otherwise calls raise pymilvus's exceptions. Does not block, except
         where it starts Milvus Lite (half a second). After `aconnect()` all of this has happened.
 
         Raises:
@@ -134,7 +135,7 @@ class ConnectedStore(StoreArguments):
         return self
 
     def close(self) -> None:
-        """Close all connections; the store cannot be used again. Closing twice is no error.
+        """Close all connections; the store cannot be used again. Closing twice is allowed.
 
         Blocks where a thread is just connecting, until it has (10 seconds at most). Clients of
         event loops that run in other threads are closed by their loops, soon after this returns.
@@ -187,30 +188,52 @@ class ConnectedStore(StoreArguments):
         return self._connections.stats()
 
     def _block(
-        self, name: str, subject: Any, operation: Callable[[Context], Coroutine[Any, Any, T]]
+        self,
+        name: str,
+        operation: Callable[Concatenate[Context, P], Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
+        """Run an operation over the blocking client; the first argument is what it is about."""
         if is_observed():
-            with observing(self, name, self.collection_name, subject) as outcome:
-                outcome.result = result = self._run(operation)
+            with observing(self, name, self.collection_name, args[0]) as outcome:
+                outcome.result = result = self._run(operation, *args, **kwargs)
                 return result
-        return self._run(operation)
+        return self._run(operation, *args, **kwargs)
 
-    def _run(self, operation: Callable[[Context], Coroutine[Any, Any, T]]) -> T:
-        return run_sync(operation(self._context(self._connections.sync())))
+    def _run(
+        self,
+        operation: Callable[Concatenate[Context, P], Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        context = self._context(self._connections.sync())
+        return run_sync(operation(context, *args, **kwargs))
 
     async def _await(
-        self, name: str, subject: Any, operation: Callable[[Context], Coroutine[Any, Any, T]]
+        self,
+        name: str,
+        operation: Callable[Concatenate[Context, P], Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
+        """Run an operation on the running event loop, as `_block` does."""
         if is_observed():
-            with observing(self, name, self.collection_name, subject) as outcome:
-                outcome.result = result = await self._arun(operation)
+            with observing(self, name, self.collection_name, args[0]) as outcome:
+                outcome.result = result = await self._arun(operation, *args, **kwargs)
                 return result
-        return await self._arun(operation)
+        return await self._arun(operation, *args, **kwargs)
 
-    async def _arun(self, operation: Callable[[Context], Coroutine[Any, Any, T]]) -> T:
+    async def _arun(
+        self,
+        operation: Callable[Concatenate[Context, P], Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         if not self.use_async_client:
-            return await asyncio.to_thread(self._run, operation)
-        return await operation(self._context(self._connections.of_running_loop()))
+            return await asyncio.to_thread(lambda: self._run(operation, *args, **kwargs))
+        context = self._context(self._connections.of_running_loop())
+        return await operation(context, *args, **kwargs)
 
     def _context(self, backend: Backend) -> Context:
         return Context(

@@ -56,6 +56,11 @@ class MilvusVectorStore(ConnectedStore):
     `aquery`, ...) do not block the event loop; the others (`add`, `query`, ...) block the
     calling thread until Milvus has answered, inside a running loop as well.
 
+    An argument that every operation reads may be assigned later, and acts at the next one:
+    `upsert_mode`, `search_config`, `consistency_level`, `output_fields`, `hybrid_ranker`,
+    `hybrid_ranker_params` and `use_async_client`. The others are fixed: `model_copy(update={...})`
+    builds a store with other ones.
+
     Every operation raises a
     [`MilvusVectorStoreError`][llama_index_milvus_async.errors.MilvusVectorStoreError] where it
     fails, and no other exception of Milvus or gRPC. The one that makes the store ready may raise
@@ -87,7 +92,7 @@ class MilvusVectorStore(ConnectedStore):
             [`BM25BuiltInFunction`][llama_index_milvus_async.sparse.BM25BuiltInFunction] over
             `text_key`, which is the default and needs Milvus 2.5; or this side, by a
             [`BaseSparseEmbeddingFunction`][llama_index_milvus_async.sparse.BaseSparseEmbeddingFunction],
-            LlamaIndex' `BaseSparseEmbedding`, or a pair of functions (plain or `async`) that
+            LlamaIndex's `BaseSparseEmbedding`, or a pair of functions (plain or `async`) that
             make of a list of texts a list of `{index: value}`, of queries and of documents.
             It is called once for the texts of a batch, one call at a time on each event loop,
             and never on the loop unless it is asynchronous; blocking calls in several threads
@@ -97,7 +102,7 @@ class MilvusVectorStore(ConnectedStore):
         index_config: `index_type` (default `"FLAT"`), `metric_type` and the parameters of the
             dense index.
         sparse_index_config: The same for the sparse index (default
-            `"SPARSE_INVERTED_INDEX"`; metric `"BM25"` for Milvus' function, `"IP"` otherwise).
+            `"SPARSE_INVERTED_INDEX"`; metric `"BM25"` for Milvus's function, `"IP"` otherwise).
         search_config: Search parameters of the dense index, such as `{"ef": 64}`.
         similarity_metric: `"IP"`, `"L2"` (or `"euclidean"`) or `"COSINE"`. Similarities rise
             with relevance for each; for L2 they are `1 / (1 + squared distance)`.
@@ -201,10 +206,10 @@ class MilvusVectorStore(ConnectedStore):
 
         The nodes are checked before anything is written. Batches are bounded by `batch_size`
         and by bytes. Of nodes with the same id in one call the last is kept, with a warning;
-        whether a row that is in the collection already is replaced says `upsert_mode`.
+        `upsert_mode` decides whether it replaces a row that exists.
 
         Args:
-            nodes: Nodes with embeddings of the collection's dimension. None is no error.
+            nodes: Nodes with embeddings of the collection's dimension. An empty list is allowed.
             **add_kwargs: `milvus_partition_name` (str), the partition to write to;
                 `force_flush` (bool), to seal the rows before returning; `show_progress` (bool),
                 to show a bar, in a terminal or a notebook; `timeout` (float), seconds for each
@@ -217,8 +222,8 @@ class MilvusVectorStore(ConnectedStore):
             ConfigurationError: A keyword argument is unknown or not allowed.
             CollectionError: The collection numbers its rows itself (`auto_id`), or needs vectors
                 that nodes do not have, or a sparse embedding function that the store does not have.
-            EncoderError: The sparse embedding function returned what is no embedding. Nothing was
-                written.
+            EncoderError: The sparse embedding function returned something that is not an
+                embedding. Nothing was written.
             NodeError: Nodes lack an embedding, have one of another dimension or with NaN, or a
                 text, id or metadata that Milvus cannot hold. Nothing was written.
             PartialWriteError: A batch failed after others were written.
@@ -227,7 +232,7 @@ class MilvusVectorStore(ConnectedStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(WriteOptions, "add", add_kwargs)
-        return self._block("add", nodes, lambda context: operations.add(context, nodes, options))
+        return self._block("add", operations.add, nodes, options)
 
     async def async_add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Write nodes without blocking the event loop; see `add`.
@@ -235,9 +240,7 @@ class MilvusVectorStore(ConnectedStore):
         Several batches are under way at once, up to `max_in_flight`.
         """
         options = _read_options(WriteOptions, "async_add", add_kwargs)
-        return await self._await(
-            "async_add", nodes, lambda context: operations.add(context, nodes, options)
-        )
+        return await self._await("async_add", operations.add, nodes, options)
 
     def delete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
         """Delete every node of a document, or of several. Blocks.
@@ -249,21 +252,17 @@ class MilvusVectorStore(ConnectedStore):
 
         Raises:
             ConfigurationError: A keyword argument is unknown or not allowed.
-            QueryError: An id is no text; nothing is deleted.
+            QueryError: An id is not a text; nothing is deleted.
             FilterError: The collection has no document ids.
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(DeleteOptions, "delete", delete_kwargs)
-        return self._block(
-            "delete", ref_doc_id, lambda context: operations.delete(context, ref_doc_id, options)
-        )
+        return self._block("delete", operations.delete, ref_doc_id, options)
 
     async def adelete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
         """Delete every node of a document without blocking the event loop; see `delete`."""
         options = _read_options(DeleteOptions, "adelete", delete_kwargs)
-        return await self._await(
-            "adelete", ref_doc_id, lambda context: operations.delete(context, ref_doc_id, options)
-        )
+        return await self._await("adelete", operations.delete, ref_doc_id, options)
 
     def delete_nodes(
         self,
@@ -285,11 +284,7 @@ class MilvusVectorStore(ConnectedStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(DeleteOptions, "delete_nodes", delete_kwargs)
-        return self._block(
-            "delete_nodes",
-            node_ids,
-            lambda context: operations.delete_nodes(context, node_ids, filters, options),
-        )
+        return self._block("delete_nodes", operations.delete_nodes, node_ids, filters, options)
 
     async def adelete_nodes(
         self,
@@ -300,9 +295,7 @@ class MilvusVectorStore(ConnectedStore):
         """Delete nodes without blocking the event loop; see `delete_nodes`."""
         options = _read_options(DeleteOptions, "adelete_nodes", delete_kwargs)
         return await self._await(
-            "adelete_nodes",
-            node_ids,
-            lambda context: operations.delete_nodes(context, node_ids, filters, options),
+            "adelete_nodes", operations.delete_nodes, node_ids, filters, options
         )
 
     def get_nodes(
@@ -332,11 +325,7 @@ class MilvusVectorStore(ConnectedStore):
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(GetOptions, "get_nodes", kwargs)
-        return self._block(
-            "get_nodes",
-            node_ids,
-            lambda context: operations.get_nodes(context, node_ids, filters, options),
-        )
+        return self._block("get_nodes", operations.get_nodes, node_ids, filters, options)
 
     async def aget_nodes(
         self,
@@ -346,11 +335,7 @@ class MilvusVectorStore(ConnectedStore):
     ) -> list[BaseNode]:
         """Read nodes without blocking the event loop; see `get_nodes`."""
         options = _read_options(GetOptions, "aget_nodes", kwargs)
-        return await self._await(
-            "aget_nodes",
-            node_ids,
-            lambda context: operations.get_nodes(context, node_ids, filters, options),
-        )
+        return await self._await("aget_nodes", operations.get_nodes, node_ids, filters, options)
 
     def clear(self, *, timeout: float | None = None) -> None:
         """Delete every node; the store can be used again at once. Blocks.
@@ -365,12 +350,12 @@ class MilvusVectorStore(ConnectedStore):
             ServerError: Milvus refused or could not be reached.
         """
         check_timeout(timeout)
-        return self._block("clear", None, lambda context: operations.clear(context, timeout))
+        return self._block("clear", operations.clear, timeout)
 
     async def aclear(self, *, timeout: float | None = None) -> None:
         """Delete every node without blocking the event loop; see `clear`."""
         check_timeout(timeout)
-        return await self._await("aclear", None, lambda context: operations.clear(context, timeout))
+        return await self._await("aclear", operations.clear, timeout)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the nodes most similar to a query. Blocks.
@@ -409,22 +394,19 @@ class MilvusVectorStore(ConnectedStore):
             CollectionError: The collection needs a sparse embedding function that the store does
                 not have.
             QueryError: The mode is not supported, or lacks what it needs.
-            EncoderError: The sparse embedding function returned what is no embedding.
+            EncoderError: The sparse embedding function returned something that is not an
+                embedding.
             FilterError: A filter cannot be expressed.
             RowError: A row holds no readable node.
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(SearchOptions, "query", kwargs)
-        return self._block(
-            "query", query, lambda context: operations.query(context, query, options)
-        )
+        return self._block("query", operations.query, query, options)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the most similar nodes without blocking the event loop; see `query`."""
         options = _read_options(SearchOptions, "aquery", kwargs)
-        return await self._await(
-            "aquery", query, lambda context: operations.query(context, query, options)
-        )
+        return await self._await("aquery", operations.query, query, options)
 
     def query_many(
         self, queries: Sequence[VectorStoreQuery], **kwargs: Any
@@ -434,7 +416,7 @@ class MilvusVectorStore(ConnectedStore):
         Queries share an RPC where they differ in nothing but the embedding.
 
         Args:
-            queries: As for `query`; an empty list is no error.
+            queries: As for `query`; an empty list is allowed.
             **kwargs: As for `query`; they apply to all.
 
         Returns:
@@ -444,24 +426,21 @@ class MilvusVectorStore(ConnectedStore):
             ConfigurationError: A keyword argument is unknown or not allowed.
             CollectionError: As for `query`; none is sent.
             QueryError: A query lacks what it needs; none is sent.
-            EncoderError: The sparse embedding function returned what is no embedding; none is sent.
+            EncoderError: The sparse embedding function returned something that is not an
+                embedding; no query is sent.
             FilterError: A filter cannot be expressed; none is sent.
             RowError: A row holds no readable node.
             ServerError: Milvus refused or could not be reached.
         """
         options = _read_options(SearchOptions, "query_many", kwargs)
-        return self._block(
-            "query_many", queries, lambda context: operations.query_many(context, queries, options)
-        )
+        return self._block("query_many", operations.query_many, queries, options)
 
     async def aquery_many(
         self, queries: Sequence[VectorStoreQuery], **kwargs: Any
     ) -> list[VectorStoreQueryResult]:
         """Answer several queries without blocking the event loop; see `query_many`."""
         options = _read_options(SearchOptions, "aquery_many", kwargs)
-        return await self._await(
-            "aquery_many", queries, lambda context: operations.query_many(context, queries, options)
-        )
+        return await self._await("aquery_many", operations.query_many, queries, options)
 
 
 # Computed once: most calls have none.
