@@ -5,11 +5,6 @@
 
 from importlib.metadata import version
 
-from ._translation.filters import (
-    FilterOperatorFunction,
-    ScalarMetadataFilter,
-    ScalarMetadataFilters,
-)
 from .errors import (
     AuthenticationError,
     CertificateError,
@@ -33,6 +28,7 @@ from .errors import (
     WriteOutcomeUnknownError,
 )
 from .events import MilvusOperationEndEvent, MilvusOperationStartEvent
+from .filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
 from .indexes import IndexManagement
 from .sparse import (
     BaseSparseEmbeddingFunction,

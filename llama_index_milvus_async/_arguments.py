@@ -37,12 +37,13 @@ from ._checks import (
     one_of,
     split_credentials,
 )
+from ._operations.sparse_encoders import SparseEncoder
 from ._retrieval.options import StoreOptions
 from ._retrieval.ranking import Weighted, ranker_of
-from ._translation.schema import CollectionSettings, VectorField
+from ._translation.settings import CollectionSettings, VectorField
 from .errors import ConfigurationError
 from .indexes import IndexManagement
-from .sparse import BM25BuiltInFunction, SparseEncoder
+from .sparse import BM25BuiltInFunction
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="StoreArguments")

@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pymilvus import DataType
 
-from ._translation.schema import MAX_DIMENSION, NODE_CONTENT_FIELD, NODE_TYPE_FIELD, SCALAR_TYPES
+from ._translation.layout import NODE_CONTENT_FIELD, NODE_TYPE_FIELD
+from ._translation.settings import MAX_DIMENSION, SCALAR_TYPES
 from ._translation.vectors import DENSE_METRICS
 from .errors import ConfigurationError
 

@@ -74,7 +74,7 @@ def count(raw: MilvusClient, store: MilvusVectorStore) -> int:
 
 def bad_nodes() -> dict[str, tuple[BaseNode, str]]:
     """Bad nodes by what is wrong with them, and what the message has to say."""
-    finite = "no finite 32-bit number"
+    finite = "not a finite 32-bit number"
     over = f"{VARCHAR_BYTES + 1} bytes.* {VARCHAR_BYTES}"
     bad: dict[str, tuple[BaseNode, str]] = {
         "no embedding": (good("bad", embedding=None), "no embedding"),

@@ -420,11 +420,11 @@ async def test_nodes_are_added_whole_where_there_is_a_dynamic_field(
         ("1", {"year": 1, "source": "s", "author": "a"}, "'author' cannot be stored.*no"),
         ("1", {"year": 1}, "'source'.* is missing"),
         ("1", {"year": 1, "source": None}, "'source'.* is None"),
-        ("1", {"year": "1999", "source": "s"}, "'year'.*INT64.*no integer"),
+        ("1", {"year": "1999", "source": "s"}, "'year'.*INT64.*not an integer"),
         ("1", {"year": 2**63, "source": "s"}, "'year'.*out of range"),
         ("1", {"year": 1, "source": "s" * 65}, "'source'.*65 bytes, Milvus allows 64"),
-        ("one", {"year": 1, "source": "s"}, "'pk' is an INT64 and the id no integer"),
-        ("9" * 19, {"year": 1, "source": "s"}, "'pk' is an INT64 and the id no integer"),
+        ("one", {"year": 1, "source": "s"}, "'pk' is INT64, and the id is not an integer"),
+        ("9" * 19, {"year": 1, "source": "s"}, "'pk' is INT64, and the id is not an integer"),
     ],
 )
 async def test_what_has_no_column_is_refused_and_nothing_is_written(

@@ -10,15 +10,10 @@ from pymilvus import DataType, Function, FunctionType
 
 from llama_index_milvus_async._retrieval.options import SearchOptions, StoreOptions
 from llama_index_milvus_async._retrieval.plan import SearchPlanner
+from llama_index_milvus_async._translation.compatibility import check_engine
 from llama_index_milvus_async._translation.engine import Capability, Engine
-from llama_index_milvus_async._translation.schema import (
-    CollectionSettings,
-    Column,
-    Index,
-    Layout,
-    VectorField,
-    check_engine,
-)
+from llama_index_milvus_async._translation.layout import Column, Index, Layout
+from llama_index_milvus_async._translation.settings import CollectionSettings, VectorField
 from llama_index_milvus_async.errors import ConfigurationError, QueryError
 from llama_index_milvus_async.sparse import BM25BuiltInFunction
 

@@ -20,17 +20,21 @@ from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from pymilvus import DataType
 
 from llama_index_milvus_async._translation.engine import Engine
-from llama_index_milvus_async._translation.expressions import Columns, literal
+from llama_index_milvus_async._translation.expressions import literal
 from llama_index_milvus_async._translation.filters import (
-    FilterOperatorFunction,
-    ScalarMetadataFilter,
-    ScalarMetadataFilters,
     build_expression,
     doc_ids_expression,
     ids_expression,
     next_page_expression,
 )
+from llama_index_milvus_async._translation.layout import Layout
 from llama_index_milvus_async.errors import FilterError, MilvusVectorStoreError
+from llama_index_milvus_async.filters import (
+    FilterOperatorFunction,
+    ScalarMetadataFilter,
+    ScalarMetadataFilters,
+)
+from tests.fixtures.layouts import layout_of
 
 Op = FilterOperator
 And, Or, Not = FilterCondition.AND, FilterCondition.OR, FilterCondition.NOT
@@ -54,16 +58,8 @@ TYPES = {
 }
 
 
-def columns(engine: Engine = MILVUS_23, **changes: Any) -> Columns:
-    given: dict[str, Any] = {
-        "primary_key": "id",
-        "primary_key_is_integer": False,
-        "doc_id": "doc_id",
-        "types": TYPES,
-        "dynamic": True,
-        "engine": engine,
-    }
-    return Columns(**{**given, **changes})
+def collection(engine: Engine = MILVUS_23, types: Any = TYPES, **parts: Any) -> Layout:
+    return layout_of(types, engine, **parts)
 
 
 def one(key: str, operator: FilterOperator, value: Any = None) -> MetadataFilters:
@@ -74,7 +70,7 @@ def one(key: str, operator: FilterOperator, value: Any = None) -> MetadataFilter
 
 def express(key: str, operator: FilterOperator, value: Any = None, **changes: Any) -> str:
     """Translate a single filter, and take off the parentheses around it."""
-    expression = build_expression(columns(**changes), filters=one(key, operator, value))
+    expression = build_expression(collection(**changes), filters=one(key, operator, value))
     if expression in ("", "id in []"):
         return expression
     assert (expression[0], expression[-1]) == ("(", ")")
@@ -222,16 +218,16 @@ def test_a_key_in_a_json_column() -> None:
 def test_llamaindex_names_of_the_doc_id(key: str) -> None:
     assert express(key, Op.EQ, "x") == 'doc_id in ["x"]'
     assert express(key, Op.EQ, "x", types={"id": DataType.VARCHAR}) == 'doc_id == "x"'
-    own = express(key, Op.EQ, "x", types={key: DataType.VARCHAR}, doc_id="other")
+    own = express(key, Op.EQ, "x", types={key: DataType.VARCHAR}, doc_id_field="other")
     assert own == f'{key} in ["x"]'
-    without = express(key, Op.EQ, "x", types={"id": DataType.VARCHAR}, doc_id=None)
+    without = express(key, Op.EQ, "x", types={"id": DataType.VARCHAR}, doc_id_field=None)
     assert without == f'{key} == "x"'
 
 
 @given(st.text(min_size=1))
 def test_keys_survive(key: str) -> None:
     assume(key not in TYPES and not key.startswith("info."))
-    expression = build_expression(columns(LITE), filters=one(key, Op.EQ, 5))
+    expression = build_expression(collection(LITE), filters=one(key, Op.EQ, 5))
     if re.fullmatch(r"\([A-Za-z0-9_]+ == 5\)", expression):
         assert expression == f"({key} == 5)"
         return
@@ -338,7 +334,7 @@ def test_columns_can_be_null_from_milvus_25_on() -> None:
 
 
 def test_an_integer_primary_key_takes_text() -> None:
-    changes = {"types": {"id": DataType.INT64}, "primary_key_is_integer": True}
+    changes = {"types": {"id": DataType.INT64}}
     assert express("id", Op.IN, ["7", 8, "x"], **changes) == "id in [7, 8]"
 
 
@@ -348,9 +344,9 @@ def test_nothing_restricts() -> None:
         for inner in ([], [empty], [empty, empty]):
             group = MetadataFilters(filters=inner, condition=condition)
             expected = "id in []" if condition == Not and inner else ""
-            assert build_expression(columns(), filters=group) == expected
-    assert build_expression(columns()) == ""
-    assert build_expression(columns(), scalar_filters=[], string_expr="  ") == ""
+            assert build_expression(collection(), filters=group) == expected
+    assert build_expression(collection()) == ""
+    assert build_expression(collection(), scalar_filters=[], string_expr="  ") == ""
 
 
 @pytest.mark.parametrize(
@@ -365,7 +361,7 @@ def test_nothing_restricts() -> None:
 def test_conditions(condition: FilterCondition | None, expected: str) -> None:
     leaves = [MetadataFilter(key="a", value=5), MetadataFilter(key="b", value=6)]
     group = MetadataFilters(filters=leaves, condition=condition)
-    assert build_expression(columns(), filters=group) == f"({expected})"
+    assert build_expression(collection(), filters=group) == f"({expected})"
 
 
 def test_a_negation_is_carried_to_the_leaves() -> None:
@@ -377,12 +373,12 @@ def test_a_negation_is_carried_to_the_leaves() -> None:
         condition=And,
     )
     group = MetadataFilters(filters=[inner], condition=Not)
-    assert build_expression(columns(), filters=group) == "(not (a == 5) or b == 6)"
+    assert build_expression(collection(), filters=group) == "(not (a == 5) or b == 6)"
 
 
 def test_parts_are_joined_by_and_each_in_parentheses() -> None:
     assert build_expression(
-        columns(),
+        collection(),
         filters=one("a", Op.EQ, 5),
         node_ids=["n"],
         doc_ids=["d"],
@@ -398,25 +394,25 @@ def test_parts_are_joined_by_and_each_in_parentheses() -> None:
 
 
 def test_ids() -> None:
-    assert ids_expression(columns(), ["b", 'a"', "b", ""]) == 'id in ["b", "a\\"", ""]'
-    assert ids_expression(columns(), []) == "id in []"
-    assert doc_ids_expression(columns(), []) == "id in []"
-    assert doc_ids_expression(columns(), ["a", "a"]) == 'doc_id in ["a"]'
-    assert doc_ids_expression(columns(doc_id="ref"), ["a", "b"]) == 'ref in ["a", "b"]'
+    assert ids_expression(collection(), ["b", 'a"', "b", ""]) == 'id in ["b", "a\\"", ""]'
+    assert ids_expression(collection(), []) == "id in []"
+    assert doc_ids_expression(collection(), []) == "id in []"
+    assert doc_ids_expression(collection(), ["a", "a"]) == 'doc_id in ["a"]'
+    assert doc_ids_expression(collection(doc_id_field="ref"), ["a", "b"]) == 'ref in ["a", "b"]'
 
 
 def test_integer_ids() -> None:
-    integer = columns(types={"id": DataType.INT64}, primary_key_is_integer=True)
+    integer = collection(types={"id": DataType.INT64})
     assert ids_expression(integer, ["7", "-8"]) == "id in [7, -8]"
     assert next_page_expression(integer, "", "7") == "id > 7"
     for bad in ("x", "", "7.0", "7 or 1", "\u0667", "9" * 5000):
-        with pytest.raises(FilterError, match="no integer"):
+        with pytest.raises(FilterError, match="not an integer"):
             ids_expression(integer, [bad])
 
 
 def test_pages() -> None:
-    assert next_page_expression(columns(), "", 'a"') == 'id > "a\\""'
-    assert next_page_expression(columns(), "a == 1 or b == 2", "x") == (
+    assert next_page_expression(collection(), "", 'a"') == 'id > "a\\""'
+    assert next_page_expression(collection(), "a == 1 or b == 2", "x") == (
         '(a == 1 or b == 2) and id > "x"'
     )
 
@@ -424,14 +420,14 @@ def test_pages() -> None:
 @pytest.mark.parametrize("ids", ["abc", [None], [5.0], [True], [b"x"]])
 def test_ids_that_are_none(ids: Any) -> None:
     with pytest.raises(FilterError, match="must be"):
-        ids_expression(columns(), ids)
+        ids_expression(collection(), ids)
     with pytest.raises(FilterError, match="must be"):
-        doc_ids_expression(columns(), ids)
+        doc_ids_expression(collection(), ids)
 
 
 def test_doc_ids_need_a_place() -> None:
     with pytest.raises(FilterError, match="neither a column"):
-        doc_ids_expression(columns(doc_id=None), ["x"])
+        doc_ids_expression(collection(doc_id_field=None), ["x"])
 
 
 # Refusals
@@ -524,19 +520,19 @@ def test_every_filter_is_checked() -> None:
         filters=[MetadataFilters(filters=[]), one("k", Op.EQ, None)], condition=Or
     )
     with pytest.raises(FilterError):
-        build_expression(columns(), filters=group)
+        build_expression(collection(), filters=group)
 
 
 @pytest.mark.parametrize("filters", [{"k": 5}, [one("k", Op.EQ, 5)], "k == 5"])
 def test_filters_of_another_class(filters: Any) -> None:
     with pytest.raises(FilterError, match="must be MetadataFilters"):
-        build_expression(columns(), filters=filters)
+        build_expression(collection(), filters=filters)
 
 
 def test_an_unknown_condition() -> None:
     group = MetadataFilters.model_construct(filters=one("k", Op.EQ, 5).filters, condition="xor")
     with pytest.raises(FilterError, match="unknown condition 'xor'; supported are 'AND'"):
-        build_expression(columns(), filters=group)
+        build_expression(collection(), filters=group)
 
 
 @pytest.mark.parametrize(
@@ -551,7 +547,7 @@ def test_an_unknown_condition() -> None:
     ],
 )
 def test_string_expr_is_used_as_it_is(text: str) -> None:
-    assert build_expression(columns(), string_expr=text) == f"({text})"
+    assert build_expression(collection(), string_expr=text) == f"({text})"
 
 
 @pytest.mark.parametrize(
@@ -560,7 +556,7 @@ def test_string_expr_is_used_as_it_is(text: str) -> None:
 )
 def test_string_expr_cannot_leave_its_parentheses(text: str) -> None:
     with pytest.raises(FilterError, match="string_expr"):
-        build_expression(columns(), string_expr=text)
+        build_expression(collection(), string_expr=text)
 
 
 # Scalar filters
@@ -603,14 +599,14 @@ def test_scalar_filters_keep_their_condition(condition: FilterCondition) -> None
         Not: 'not (array_contains(tags, "x")) and array_length(tags) == 2',
     }[condition]
     for given_as in (filters, as_data):
-        assert build_expression(columns(), scalar_filters=given_as) == f"({expected})"
+        assert build_expression(collection(), scalar_filters=given_as) == f"({expected})"
 
 
 def test_scalar_filters_take_many_forms() -> None:
     leaf = ScalarMetadataFilter(key="tags", value="x")
     expected = '(array_contains(tags, "x"))'
     for given_as in (leaf, leaf.to_dict(), [leaf], [leaf.to_dict()], (leaf.to_dict(),)):
-        assert build_expression(columns(), scalar_filters=given_as) == expected
+        assert build_expression(collection(), scalar_filters=given_as) == expected
 
 
 @pytest.mark.parametrize(
@@ -631,14 +627,14 @@ def test_scalar_filters_that_cannot_be_asked(
 ) -> None:
     leaf = ScalarMetadataFilter(key=key, value=value, operator=FilterOperatorFunction[operator])
     with pytest.raises(FilterError, match=message) as caught:
-        build_expression(columns(), scalar_filters=leaf)
+        build_expression(collection(), scalar_filters=leaf)
     assert f"filter on {key!r} with the operator {operator}" in str(caught.value)
 
 
 @pytest.mark.parametrize("given_as", ["tags", 5, {"key": "tags"}, [{"value": 1}], ["tags"]])
 def test_scalar_filters_of_another_form(given_as: Any) -> None:
     with pytest.raises(FilterError, match="scalar filters"):
-        build_expression(columns(), scalar_filters=given_as)
+        build_expression(collection(), scalar_filters=given_as)
 
 
 # A model of Milvus from 2.6 on. No such server is at hand for most who run these tests, and the
@@ -859,6 +855,6 @@ rows = st.fixed_dictionaries(
 def test_both_logics_of_milvus_26(
     server: Engine, three_valued: bool, group: MetadataFilters, row: dict[str, Any]
 ) -> None:
-    expression = build_expression(columns(server), filters=group)
+    expression = build_expression(collection(server), filters=group)
     holds = not expression or Model(expression, row, three_valued=three_valued).run() is True
     assert holds == reference(row, group), expression

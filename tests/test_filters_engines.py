@@ -26,16 +26,16 @@ from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from pymilvus import DataType, MilvusClient
 
 from llama_index_milvus_async._translation.engine import Engine
-from llama_index_milvus_async._translation.expressions import Columns
 from llama_index_milvus_async._translation.filters import (
-    FilterOperatorFunction,
-    ScalarMetadataFilter,
     build_expression,
     doc_ids_expression,
     ids_expression,
     next_page_expression,
 )
+from llama_index_milvus_async._translation.layout import Layout
 from llama_index_milvus_async.errors import FilterError
+from llama_index_milvus_async.filters import FilterOperatorFunction, ScalarMetadataFilter
+from tests.fixtures.layouts import layout_of
 
 Op = FilterOperator
 And, Or, Not = FilterCondition.AND, FilterCondition.OR, FilterCondition.NOT
@@ -124,7 +124,7 @@ class Table:
 
     client: MilvusClient
     name: str
-    columns: Columns
+    layout: Layout
     rows: dict[str, dict[str, Any]]
 
     def find(self, expression: str, consistency: str = "Eventually") -> set[str]:
@@ -136,19 +136,17 @@ class Table:
         found = self.client.query(
             self.name,
             filter=expression,
-            output_fields=[self.columns.primary_key],
+            output_fields=[self.layout.primary_key],
             limit=len(self.rows) + 1,
             consistency_level=consistency,
         )
-        return {str(row[self.columns.primary_key]) for row in found}
+        return {str(row[self.layout.primary_key]) for row in found}
 
     def check(self, filters: MetadataFilters) -> None:
         """Compare the engine's choice with the reference's."""
-        expression = build_expression(self.columns, filters=filters)
+        expression = build_expression(self.layout, filters=filters)
         expected = {
-            row_id
-            for row_id, row in self.rows.items()
-            if matches(row, filters, self.columns.engine)
+            row_id for row_id, row in self.rows.items() if matches(row, filters, self.layout.engine)
         }
         found = self.find(expression)
         wrong = {row_id: self.rows[row_id] for row_id in found ^ expected}
@@ -220,7 +218,7 @@ def look_up(row: Mapping[str, Any], key: str) -> Any:
 
 @contextlib.contextmanager
 def table(
-    engine: Any, name: str, schema: Any, rows: dict[str, dict[str, Any]], **columns: Any
+    engine: Any, name: str, schema: Any, rows: dict[str, dict[str, Any]], **parts: Any
 ) -> Iterator[Table]:
     """Create a collection, insert the rows, drop it at the end."""
     client = MilvusClient(engine.uri, token=engine.token or "")
@@ -237,14 +235,10 @@ def table(
         ]
         client.insert(name, inserted)
         client.load_collection(name)
-        description = Columns(
-            primary_key=primary,
-            primary_key_is_integer=integer,
-            types={field.name: field.dtype for field in schema.fields},
-            dynamic=schema.enable_dynamic_field,
-            engine=Engine.parse(engine.version),
-            **columns,
-        )
+        types = {field.name: field.dtype for field in schema.fields}
+        dynamic = schema.enable_dynamic_field
+        connected = Engine.parse(engine.version)
+        description = layout_of(types, connected, primary_key=primary, dynamic=dynamic, **parts)
         made = Table(client, name, description, rows)
         assert made.find(f"{primary} not in []", "Strong") == set(rows)
         yield made
@@ -266,7 +260,7 @@ def dynamic(engine: Any) -> Iterator[Table]:
         ids[number]: {**row, "doc_id": f"doc {number % 7}", "text": WORDS[number % len(WORDS)]}
         for number, row in enumerate(metadata())
     }
-    with table(engine, "flt_dynamic", schema, rows, doc_id="doc_id") as made:
+    with table(engine, "flt_dynamic", schema, rows) as made:
         yield made
 
 
@@ -303,7 +297,7 @@ def typed(engine: Any) -> Iterator[Table]:
         }
         for number in range(60)
     }
-    with table(engine, "flt_typed", schema, rows, doc_id=None) as made:
+    with table(engine, "flt_typed", schema, rows, doc_id_field=None) as made:
         yield made
 
 
@@ -349,9 +343,9 @@ def test_every_operator_with_every_value(
     for value in BY_OPERATOR[operator]:
         for key in ("mixed", "nest.city"):
             filters = one(key, operator, value)
-            if refused_text(operator, value, dynamic.columns.engine):
+            if refused_text(operator, value, dynamic.layout.engine):
                 with pytest.raises(FilterError):
-                    build_expression(dynamic.columns, filters=filters)
+                    build_expression(dynamic.layout, filters=filters)
                 continue
             if negate:
                 filters = MetadataFilters(filters=[filters], condition=Not)
@@ -364,7 +358,7 @@ def test_keys_with_values_of_one_type(dynamic: Table, operator: FilterOperator) 
     values = BY_OPERATOR[operator][::3]
     for key in KEYS[1:7]:
         for value in values:
-            if not refused_text(operator, value, dynamic.columns.engine):
+            if not refused_text(operator, value, dynamic.layout.engine):
                 filters = one(key, operator, value)
                 dynamic.check(filters)
                 dynamic.check(MetadataFilters(filters=[filters], condition=Not))
@@ -391,7 +385,7 @@ def test_nested_metadata(dynamic: Table, key: str, operator: FilterOperator) -> 
 @pytest.mark.parametrize("key", ["text", "doc_id", "document_id", "ref_doc_id", "id"])
 def test_own_columns(dynamic: Table, key: str) -> None:
     real = "doc_id" if key.endswith("doc_id") or key == "document_id" else key
-    columns = dynamic.columns
+    layout = dynamic.layout
     for operator, value in [
         (Op.EQ, "abc"), (Op.EQ, "doc 3"), (Op.EQ, 3), (Op.NE, 3), (Op.NE, "doc 3"), (Op.GT, "b"),
         (Op.LTE, "doc 4"), (Op.GT, 5), (Op.IN, ["doc 1", "abc", *NASTY]), (Op.IN, []),
@@ -400,7 +394,7 @@ def test_own_columns(dynamic: Table, key: str) -> None:
         # The ids of the rows are known to the reference as metadata.
         rows = {row_id: {**row, "id": row_id, key: {**row, "id": row_id}[real]}
                 for row_id, row in dynamic.rows.items()}  # fmt: skip
-        known = Table(dynamic.client, dynamic.name, columns, rows)
+        known = Table(dynamic.client, dynamic.name, layout, rows)
         known.check(one(key, operator, value))
         known.check(MetadataFilters(filters=[one(key, operator, value)], condition=Not))
 
@@ -411,7 +405,7 @@ def test_own_columns(dynamic: Table, key: str) -> None:
 @pytest.mark.parametrize("operator", BY_OPERATOR, ids=lambda op: op.name)
 @pytest.mark.parametrize("key", ["word", "small", "count", "ratio", "flag", "tags", "numbers"])
 def test_typed_columns(typed: Table, key: str, operator: FilterOperator) -> None:
-    dialect = typed.columns.engine
+    dialect = typed.layout.engine
     array = key in ("tags", "numbers")
     for number, value in enumerate(BY_OPERATOR[operator]):
         values = value if isinstance(value, list) else [value]
@@ -438,17 +432,17 @@ def test_typed_columns(typed: Table, key: str, operator: FilterOperator) -> None
 def test_json_columns(typed: Table, operator: FilterOperator) -> None:
     for value in BY_OPERATOR[operator][::2]:
         for key in ("info.mixed", "info.deep.n", "info.tags"):
-            if not refused_text(operator, value, typed.columns.engine):
+            if not refused_text(operator, value, typed.layout.engine):
                 typed.check(one(key, operator, value))
                 typed.check(MetadataFilters(filters=[one(key, operator, value)], condition=Not))
 
 
 def test_integer_primary_key(typed: Table) -> None:
-    assert typed.find(ids_expression(typed.columns, ["3", "59", "3", "60"])) == {"3", "59"}
-    assert typed.find(ids_expression(typed.columns, [])) == set()
-    assert typed.find(build_expression(typed.columns, filters=one("key", Op.EQ, "7"))) == {"7"}
-    assert typed.find(build_expression(typed.columns, filters=one("key", Op.LT, 2))) == {"0", "1"}
-    assert typed.find(next_page_expression(typed.columns, "small < 38", "55")) == {"56", "57"}
+    assert typed.find(ids_expression(typed.layout, ["3", "59", "3", "60"])) == {"3", "59"}
+    assert typed.find(ids_expression(typed.layout, [])) == set()
+    assert typed.find(build_expression(typed.layout, filters=one("key", Op.EQ, "7"))) == {"7"}
+    assert typed.find(build_expression(typed.layout, filters=one("key", Op.LT, 2))) == {"0", "1"}
+    assert typed.find(next_page_expression(typed.layout, "small < 38", "55")) == {"56", "57"}
 
 
 @pytest.mark.parametrize(
@@ -472,7 +466,7 @@ def test_scalar_filters(
             operator == "ARRAY_LENGTH"
             and value
             and "." in name
-            and where.columns.engine.name == "Milvus Lite"
+            and where.layout.engine.name == "Milvus Lite"
         ):
             with pytest.raises(FilterError, match="top of the metadata"):
                 scalar(where, name, operator, value)
@@ -490,7 +484,7 @@ def test_scalar_filters(
 
 def scalar(where: Table, key: str, operator: str, value: Any) -> str:
     each = ScalarMetadataFilter(key=key, value=value, operator=FilterOperatorFunction[operator])
-    return build_expression(where.columns, scalar_filters=each)
+    return build_expression(where.layout, scalar_filters=each)
 
 
 def test_null_columns(engine: Any) -> None:
@@ -508,7 +502,7 @@ def test_null_columns(engine: Any) -> None:
         "b": {"word": "", "count": 0, "flag": False},
         "c": {"word": "abc", "count": 5, "flag": True},
     }
-    with table(engine, "flt_null", schema, rows, doc_id=None) as made:
+    with table(engine, "flt_null", schema, rows, doc_id_field=None) as made:
         for operator, values in BY_OPERATOR.items():
             for value in values[:8]:
                 for key in ("word", "count", "flag"):
@@ -551,7 +545,7 @@ def filter_trees(dialect: Engine, keys: list[str]) -> st.SearchStrategy[Metadata
 
 
 def test_random_combinations(dynamic: Table) -> None:
-    trees = filter_trees(dynamic.columns.engine, [*KEYS, *ODD_KEYS])
+    trees = filter_trees(dynamic.layout.engine, [*KEYS, *ODD_KEYS])
 
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
     @given(trees)
@@ -563,7 +557,7 @@ def test_random_combinations(dynamic: Table) -> None:
 
 def test_parts_are_combined_by_and(dynamic: Table) -> None:
     expression = build_expression(
-        dynamic.columns,
+        dynamic.layout,
         filters=MetadataFilters(
             filters=[one("number", Op.LT, 20), one("number", Op.GT, 50)], condition=Or
         ),
@@ -586,18 +580,18 @@ def test_parts_are_combined_by_and(dynamic: Table) -> None:
 
 @pytest.mark.parametrize("part", ["node_ids", "doc_ids"])
 def test_no_ids_match_nothing(dynamic: Table, part: str) -> None:
-    assert dynamic.find(build_expression(dynamic.columns, **{part: []})) == set()
+    assert dynamic.find(build_expression(dynamic.layout, **{part: []})) == set()
     nothing = one("mixed", Op.IN, [])
-    assert dynamic.find(build_expression(dynamic.columns, filters=nothing)) == set()
+    assert dynamic.find(build_expression(dynamic.layout, filters=nothing)) == set()
 
 
 def test_paging_reaches_every_row_once(dynamic: Table) -> None:
     filters = one("number", Op.LT, 50)
-    expression = build_expression(dynamic.columns, filters=filters)
+    expression = build_expression(dynamic.layout, filters=filters)
     expected = sorted(i for i, row in dynamic.rows.items() if row["number"] < 50)
     seen: list[str] = []
     last = ""
-    while page := sorted(dynamic.find(next_page_expression(dynamic.columns, expression, last)))[:9]:
+    while page := sorted(dynamic.find(next_page_expression(dynamic.layout, expression, last)))[:9]:
         seen += page
         last = page[-1]
     assert seen == expected
@@ -617,8 +611,8 @@ attacking = settings(max_examples=40, deadline=None, suppress_health_check=list(
 @given(attack=ATTACKS)
 def test_ids_are_never_code(dynamic: Table, attack: str) -> None:
     expected = {attack} & set(dynamic.rows)
-    assert dynamic.find(ids_expression(dynamic.columns, [attack])) == expected
-    assert dynamic.find(doc_ids_expression(dynamic.columns, [attack])) == set()
+    assert dynamic.find(ids_expression(dynamic.layout, [attack])) == expected
+    assert dynamic.find(doc_ids_expression(dynamic.layout, [attack])) == set()
 
 
 @attacking
@@ -634,9 +628,9 @@ def test_values_are_never_code(dynamic: Table, attack: str) -> None:
 @given(attack=ATTACKS.filter(lambda key: key not in ODD_KEYS))
 def test_keys_are_never_code(dynamic: Table, attack: str) -> None:
     with contextlib.suppress(FilterError):  # the empty key, and names of columns
-        expression = build_expression(dynamic.columns, filters=one(attack, Op.EQ, "no such value"))
+        expression = build_expression(dynamic.layout, filters=one(attack, Op.EQ, "no such value"))
         assert dynamic.find(expression) == set()
-        expression = build_expression(dynamic.columns, filters=one(attack, Op.IN, [1, 2]))
+        expression = build_expression(dynamic.layout, filters=one(attack, Op.IN, [1, 2]))
         assert dynamic.find(expression) == set()
 
 

@@ -27,8 +27,8 @@ from pymilvus.client.prepare import Prepare
 
 import llama_index_milvus_async
 from llama_index_milvus_async._translation.engine import Engine
-from llama_index_milvus_async._translation.rows import RowReader
-from llama_index_milvus_async._translation.schema import Column, Layout
+from llama_index_milvus_async._translation.layout import Column, Layout
+from llama_index_milvus_async._translation.row_to_node import RowReader
 from llama_index_milvus_async.errors import MilvusVectorStoreError, RowError
 from tests.fixtures.labels import label
 from tests.fixtures.memory import MEBIBYTE, WHY_NOT, Peak

@@ -25,12 +25,10 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryMode,
 )
+from pymilvus import DataType
 
 from llama_index_milvus_async._translation.engine import Engine
-from llama_index_milvus_async._translation.expressions import Columns
 from llama_index_milvus_async._translation.filters import (
-    FilterOperatorFunction,
-    ScalarMetadataFilter,
     build_expression,
 )
 from llama_index_milvus_async.errors import (
@@ -42,7 +40,9 @@ from llama_index_milvus_async.errors import (
     ServerError,
     UnreachableError,
 )
+from llama_index_milvus_async.filters import FilterOperatorFunction, ScalarMetadataFilter
 from tests.fixtures.labels import label
+from tests.fixtures.layouts import layout_of
 from tests.fixtures.stores import DIM, make_nodes
 
 ROWS = 6
@@ -692,9 +692,9 @@ async def test_a_key_that_kills_the_server_is_refused_before_it_is_sent(store, c
 @pytest.mark.parametrize("path", ['$meta["][x"]', '$meta["x]["]', "$meta['][']", 'tags["]["]'])
 def test_an_expression_that_kills_the_server_is_refused(path):
     """Not tried: it would be dead. As a value, such a text does no harm."""
-    assert build_expression(columns(), string_expr='word == "]["')
+    assert build_expression(collection(), string_expr='word == "]["')
     with pytest.raises(FilterError):
-        build_expression(columns(), string_expr=f"{path} == 1")
+        build_expression(collection(), string_expr=f"{path} == 1")
 
 
 # What is too much
@@ -749,8 +749,8 @@ async def test_an_expression_nested_beyond_reason(store, coloured, depth):
 # What the guard of `string_expr` makes of a text
 
 
-def columns():
-    return Columns("id", False, "doc_id", {}, True, Engine("Milvus", (2, 3, 5)))
+def collection():
+    return layout_of({"id": DataType.VARCHAR}, Engine("Milvus", (2, 3, 5)))
 
 
 def code_of(expression):
@@ -772,7 +772,7 @@ def code_of(expression):
 @given(ATTACKS | EXPRESSIONS)
 def test_what_passes_the_guard_is_balanced_outside_of_texts(attack):
     try:
-        expression = build_expression(columns(), string_expr=attack)
+        expression = build_expression(collection(), string_expr=attack)
     except FilterError:
         return
     assert expression == (f"({attack})" if attack.strip() else "")

@@ -26,8 +26,8 @@ from pymilvus import MilvusException
 
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async._retrieval.values import MAX_TOP_K
-from llama_index_milvus_async._translation.rows import MAX_DYNAMIC_BYTES
-from llama_index_milvus_async._translation.schema import MAX_VARCHAR_BYTES
+from llama_index_milvus_async._translation.layout import MAX_VARCHAR_BYTES
+from llama_index_milvus_async._translation.node_to_row import MAX_DYNAMIC_BYTES
 from llama_index_milvus_async._transport.backend import MAX_IDS, MAX_QUEUED_BYTES
 from llama_index_milvus_async.errors import (
     FilterError,

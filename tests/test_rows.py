@@ -34,8 +34,9 @@ from pymilvus import DataType
 
 from llama_index_milvus_async._operations.writes import split
 from llama_index_milvus_async._translation.engine import Engine
-from llama_index_milvus_async._translation.rows import PackedRow, RowPacker, RowReader
-from llama_index_milvus_async._translation.schema import Column, Layout
+from llama_index_milvus_async._translation.layout import Column, Layout
+from llama_index_milvus_async._translation.node_to_row import PackedRow, RowPacker
+from llama_index_milvus_async._translation.row_to_node import RowReader
 from llama_index_milvus_async.errors import CollectionError, NodeError, RowError
 
 EMBEDDING = [0.5, -0.25]
@@ -447,7 +448,7 @@ def test_an_embedding_of_no_finite_32_bit_numbers_is_a_problem(embedding):
 def test_an_embedding_of_texts_is_a_problem():
     node = text_node().model_copy(update={"embedding": ["a", "b"]})
     (problem,) = problems(node)
-    assert "its embedding is no list of numbers" in problem
+    assert "its embedding is not a list of numbers" in problem
 
 
 @pytest.mark.parametrize(

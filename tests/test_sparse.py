@@ -24,15 +24,13 @@ from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from pymilvus import CollectionSchema, DataType, FieldSchema, Function, FunctionType
 
+from llama_index_milvus_async._operations.sparse_encoders import SparseEncoder, check_vectors
+from llama_index_milvus_async._translation.sparse_vectors import MAX_INDEX, sparse_vector
 from llama_index_milvus_async.errors import ConfigurationError, EncoderError
 from llama_index_milvus_async.sparse import (
-    MAX_INDEX,
     BaseSparseEmbeddingFunction,
     BGEM3SparseEmbeddingFunction,
     BM25BuiltInFunction,
-    SparseEncoder,
-    check_vectors,
-    sparse_vector,
 )
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -658,11 +656,11 @@ def test_all_zeros(value):
 @pytest.mark.parametrize(
     ("index", "problem"),
     [
-        ("1", "'1', which is no integer"),
-        (1.0, "1.0, which is no integer"),
-        (True, "True, which is no integer"),
-        (np.bool_(True), ".*True.*, which is no integer"),
-        (None, "None, which is no integer"),
+        ("1", "'1', which is not an integer"),
+        (1.0, "1.0, which is not an integer"),
+        (True, "True, which is not an integer"),
+        (np.bool_(True), ".*True.*, which is not an integer"),
+        (None, "None, which is not an integer"),
         (-1, "-1, which is not in 0..4294967294"),
         (2**32 - 1, "4294967295, which is not in 0..4294967294"),
         (np.int64(-1), "-1, which is not in"),
@@ -694,7 +692,7 @@ def test_bad_indexes(index, problem):
 )
 def test_bad_values(value):
     for form in ({7: value}, [(7, value)]):
-        with pytest.raises(ValueError, match=r"^has .* at index 7, which is no finite 32-bit"):
+        with pytest.raises(ValueError, match=r"^has .* at index 7, which is not a finite 32-bit"):
             sparse_vector(form)
 
 
@@ -742,7 +740,7 @@ def test_a_matrix_is_no_row(shape):
 
 @pytest.mark.parametrize("value", [1j, True])
 def test_a_row_of_what_are_no_numbers(value):
-    with pytest.raises(ValueError, match="no finite 32-bit number"):
+    with pytest.raises(ValueError, match="not a finite 32-bit number"):
         sparse_vector(Row({1: value}, (1, 5)))
 
 

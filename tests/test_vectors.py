@@ -245,7 +245,7 @@ def test_what_is_read_is_a_list_of_floats_that_can_be_changed(kind: DataType) ->
 
 # Refusals
 
-NOT_FINITE = "no finite 32-bit number"
+NOT_FINITE = "not a finite 32-bit number"
 INFINITE = [math.nan, math.inf, -math.inf, 1e39, -1e39, 10**39, 10**400]
 
 
@@ -305,7 +305,7 @@ def test_bfloat16_stores_no_infinity(value: float) -> None:
 
 @pytest.mark.parametrize("value", [0.5, 127.5, 128, -129, 1000, 1e-7])
 def test_what_is_no_8_bit_integer_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match=r"has a value that is no integer in -128\.\.127"):
+    with pytest.raises(ValueError, match=r"has a value that is not an integer in -128\.\.127"):
         packed([0, value], INT8, 2)
 
 
@@ -350,13 +350,13 @@ def test_arrays_that_hold_no_numbers_are_refused(kind: DataType, array: Any) -> 
 @pytest.mark.parametrize(
     ("vector", "message"),
     [
-        (["a"] * 8, "is no list of numbers: could not convert string to float"),
-        ("abcdefgh", "is no list of numbers"),
-        ([1j] * 8, "is no list of numbers"),
-        ({1: 2.0}, "is no list of numbers"),
-        (object(), "is no list of numbers"),
-        (iter([1.0] * 8), "is no list of numbers"),
-        ([[1.0], [1.0, 2.0]] * 4, "is no list of numbers: .*inhomogeneous"),
+        (["a"] * 8, "is not a list of numbers: could not convert string to float"),
+        ("abcdefgh", "is not a list of numbers"),
+        ([1j] * 8, "is not a list of numbers"),
+        ({1: 2.0}, "is not a list of numbers"),
+        (object(), "is not a list of numbers"),
+        (iter([1.0] * 8), "is not a list of numbers"),
+        ([[1.0], [1.0, 2.0]] * 4, "is not a list of numbers: .*inhomogeneous"),
     ],
     ids=["texts", "text", "complex", "dict", "object", "iterator", "ragged"],
 )
@@ -390,7 +390,7 @@ def test_none_among_numbers_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", [FLOAT, FLOAT16, BFLOAT16, INT8], ids=lambda kind: kind.name)
 def test_only_bits_are_taken_as_bytes(kind: DataType) -> None:
-    with pytest.raises(ValueError, match="is no list of numbers"):
+    with pytest.raises(ValueError, match="is not a list of numbers"):
         packed(BYTES[kind], kind, 8)
 
 

@@ -10,8 +10,8 @@ from .._concurrency.once import Once
 from .._retrieval.options import StoreOptions
 from .._transport.backend import Backend
 from ..errors import CollectionError
-from ..sparse import SparseEncoder
 from .setup import Ready
+from .sparse_encoders import SparseEncoder
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from .._retrieval.values import check_ids
 from .._translation import filters as _filters
-from .._translation.schema import Layout
+from .._translation.layout import Layout
 from .._transport.backend import MAX_IDS
 from .._wire.status import is_too_large
 from ..errors import QueryError, ServerError
@@ -54,10 +54,7 @@ def expressions_of(
         FilterError: A filter cannot be expressed.
     """
     parts: Iterable[Sequence[str] | None] = [None] if node_ids is None else chunks(node_ids)
-    return [
-        _filters.build_expression(layout.filter_columns, filters=filters, node_ids=part)
-        for part in parts
-    ]
+    return [_filters.build_expression(layout, filters=filters, node_ids=part) for part in parts]
 
 
 async def in_parts(

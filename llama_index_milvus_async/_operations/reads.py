@@ -13,8 +13,8 @@ from .._requests import GetByIds
 from .._retrieval.options import GetOptions, ReadOptions
 from .._retrieval.values import check_output_fields
 from .._translation import filters as _filters
-from .._translation.rows import RowReader
-from .._translation.schema import Layout
+from .._translation.layout import Layout
+from .._translation.row_to_node import RowReader
 from .._wire.status import is_too_large
 from ..errors import QueryError, ServerError
 from .context import Context
@@ -66,7 +66,7 @@ async def _read_by_ids(
         output_fields=tuple(fields),
         partition_names=options.partition_names,
         consistency_level=options.consistency_level or context.options.consistency_level,
-        select=partial(_filters.ids_expression, layout.filter_columns),
+        select=partial(_filters.ids_expression, layout),
     )
 
     async def get(ids: Sequence[str]) -> Sequence[Mapping[str, Any]]:
@@ -106,7 +106,7 @@ async def read_all(
                     raise
                 limit //= 2
 
-    everything = _filters.everything_expression(layout.filter_columns)
+    everything = _filters.everything_expression(layout)
     page = await read_page(expression or everything)
     if len(page) < limit:
         return page
@@ -121,4 +121,4 @@ async def read_all(
         if len(page) < limit:
             return rows
         last = max(row[layout.primary_key] for row in page)
-        page_expression = _filters.next_page_expression(layout.filter_columns, expression, last)
+        page_expression = _filters.next_page_expression(layout, expression, last)

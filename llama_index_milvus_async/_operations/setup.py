@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from .._translation.engine import Engine
-from .._translation.schema import (
-    VECTOR_TYPES,
-    CollectionSettings,
-    Index,
-    Layout,
+from .._translation.compatibility import (
     check_engine,
+    check_index_metric,
     check_layout,
-    check_metric,
     differing_properties,
-    new_index,
-    new_schema,
 )
+from .._translation.engine import Engine
+from .._translation.layout import VECTOR_TYPES, Index, Layout
+from .._translation.schema import new_index, new_schema
+from .._translation.settings import CollectionSettings
 from .._transport.backend import Backend
 from ..errors import (
     CollectionError,
@@ -163,7 +160,7 @@ async def _create_indexes(
                 partial(backend.describe_index, name, column.name),
             )
         elif index is not None and field is not None:
-            check_metric(index, field, name)
+            check_index_metric(index, field, name)
         index = index or {}
         metric = str(index.get("metric_type", field.metric if field else "")).upper()
         indexes[column.name] = Index(metric, str(index.get("index_type", "")))

@@ -13,8 +13,8 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from .._requests import DeleteDocuments, Insert
 from .._retrieval.options import DeleteOptions, ReadOptions, WriteOptions
 from .._translation import filters as _filters
-from .._translation.rows import PackedRow, RowPacker
-from .._translation.schema import Layout
+from .._translation.layout import Layout
+from .._translation.node_to_row import PackedRow, RowPacker
 from .._transport.backend import MAX_INSERT_BYTES
 from ..errors import (
     CollectionError,
@@ -169,7 +169,7 @@ async def delete(context: Context, doc_ids: str | Sequence[str], options: Delete
     if not wanted:
         return
     layout = (await context.ready()).layout
-    select = partial(_filters.doc_ids_expression, layout.filter_columns)
+    select = partial(_filters.doc_ids_expression, layout)
     partition = options.milvus_partition_name
     if partition is not None and not layout.engine.deletes_within_partition:
         await _delete(context, layout, [select(chunk) for chunk in chunks(wanted)], options)
@@ -205,7 +205,7 @@ async def delete_nodes(
 async def clear(context: Context, timeout: float | None) -> None:
     """Delete every row; collection, index, partitions, aliases and grants stay."""
     layout = (await context.ready()).layout
-    everything = _filters.everything_expression(layout.filter_columns)
+    everything = _filters.everything_expression(layout)
     await _delete(context, layout, [everything], DeleteOptions(timeout=timeout))
 
 
@@ -244,4 +244,4 @@ async def _within_partition(
     for expression in expressions:
         rows = await read_all(context, layout, expression, [layout.primary_key], within)
         ids += [str(row[layout.primary_key]) for row in rows]
-    return [_filters.ids_expression(layout.filter_columns, chunk) for chunk in chunks(ids)]
+    return [_filters.ids_expression(layout, chunk) for chunk in chunks(ids)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
+from .._translation.numbers import is_number
 from ..errors import QueryError
 from .modes import MMR_OVER, MODES, Mode, mmr_candidates, mmr_threshold, mode_of
 from .options import SearchOptions
@@ -19,7 +20,6 @@ from .values import (
     check_output_fields,
     check_search_config,
     check_top_k,
-    is_number,
 )
 
 # Members are equal to their texts, which callers pass as well, and have other hashes.

@@ -11,11 +11,12 @@ from llama_index.core.vector_stores.types import VectorStoreQuery
 from .._requests import HybridSearch, Search
 from .._translation import filters as _filters
 from .._translation.engine import Engine
-from .._translation.rows import RowReader
-from .._translation.schema import Column, Index, Layout
+from .._translation.layout import Column, Index, Layout
+from .._translation.numbers import is_number
+from .._translation.row_to_node import RowReader
+from .._translation.sparse_vectors import sparse_vector
 from .._translation.vectors import packed
 from ..errors import QueryError
-from ..sparse import sparse_vector
 from .modes import Mode, mode_of
 from .options import SearchOptions, StoreOptions
 from .ranking import (
@@ -26,7 +27,7 @@ from .ranking import (
     check_weights,
     ranker_of,
 )
-from .values import check_search_config, is_number
+from .values import check_search_config
 
 #: Milvus Lite's own `ef` of an HNSW search that names none.
 LITE_DEFAULT_EF = 64
@@ -214,7 +215,7 @@ class SearchPlanner:
         key = id(query.filters), id(query.node_ids), id(query.doc_ids)
         if key not in self._expressions:
             self._expressions[key] = _filters.build_expression(
-                self._layout.filter_columns,
+                self._layout,
                 filters=query.filters,
                 # VectorStoreIndex.as_retriever() says "every node" with an empty list, where the
                 # store keeps the nodes itself.

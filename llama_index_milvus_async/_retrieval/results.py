@@ -11,7 +11,7 @@ import numpy as np
 from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
-from .._translation.rows import decoded
+from .._translation.row_to_node import decoded
 from .._translation.vectors import unpacked
 from ..errors import QueryError
 from .mmr import mmr

@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
-
+from .._translation.numbers import is_integer
 from ..errors import QueryError
 
 #: Milvus' largest top k (https://milvus.io/docs/limitations.md#Top-K).
 MAX_TOP_K = 16_384
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number; `True` and `False` are not."""
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a value is an integer; `True` and `False` are not."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def are_several(values: Any) -> bool:

@@ -1,8 +1,7 @@
 """Filters, ids and doc ids as one boolean expression of Milvus.
 
 What cannot be expressed raises `FilterError`; nothing is dropped or approximated, since a lost
-filter shows one tenant's rows to another. How a thing is said to each engine is in
-`_expressions`.
+filter shows one tenant's rows to another. How a thing is said to each engine is in `targets`.
 
 What an operator means is what `llama_index.core.vector_stores.utils.build_metadata_filter_fn`
 says, the function behind `SimpleVectorStore`: a row without the key, or with null, matches `NE`,
@@ -13,16 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum
 from typing import Any, TypeAlias
 
-from llama_index.core.bridge.pydantic import (
-    BaseModel,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-)
+from llama_index.core.bridge.pydantic import ValidationError
 from llama_index.core.vector_stores.types import (
     FilterCondition,
     FilterOperator,
@@ -31,98 +23,25 @@ from llama_index.core.vector_stores.types import (
 )
 
 from ..errors import FilterError
+from ..filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
 from .expressions import (
     INTEGER,
-    Columns,
     Expr,
     Scalar,
-    Target,
     all_of,
     any_of,
     column_name,
     enclosed,
     listed,
     literal,
-    no_row,
-    rendered,
-    target_of,
 )
-
-
-class FilterOperatorFunction(str, Enum):
-    """Operators on lists. The values are the names that the Milvus plugin of LlamaIndex uses."""
-
-    ARRAY_CONTAINS = "ARRAY_CONTAINS({key}, {value})"
-    NARRAY_CONTAINS = "not ARRAY_CONTAINS({key}, {value})"
-    ARRAY_CONTAINS_ANY = "ARRAY_CONTAINS_ANY({key}, {value})"
-    NARRAY_CONTAINS_ANY = "not ARRAY_CONTAINS_ANY({key}, {value})"
-    ARRAY_CONTAINS_ALL = "ARRAY_CONTAINS_ALL({key}, {value})"
-    NARRAY_CONTAINS_ALL = "not ARRAY_CONTAINS_ALL({key}, {value})"
-    ARRAY_LENGTH = "ARRAY_LENGTH({key}) == {value}"
-    NARRAY_LENGTH = "ARRAY_LENGTH({key}) != {value}"
-
-
-class ScalarMetadataFilter(BaseModel):
-    """A condition on an ARRAY column, or on a list in a JSON column or in metadata.
-
-    A row that has no list there matches the negated operators (`NARRAY_...`) only.
-
-    Attributes:
-        key: Name of the column, or metadata key.
-        value: One value for `(N)ARRAY_CONTAINS`, a list for `..._ANY` and `..._ALL`, a count for
-            `(N)ARRAY_LENGTH`.
-        operator: What to ask.
-    """
-
-    key: str
-    value: (
-        StrictInt | StrictFloat | StrictStr | list[StrictStr] | list[StrictFloat] | list[StrictInt]
-    )
-    operator: FilterOperatorFunction = FilterOperatorFunction.ARRAY_CONTAINS
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the filter as a dictionary."""
-        return {"key": self.key, "value": self.value, "operator": self.operator.value}
-
-    @classmethod
-    def from_dict(cls, filter_dict: Mapping[str, Any]) -> ScalarMetadataFilter:
-        """Read what `to_dict` returned."""
-        return cls.model_validate(dict(filter_dict))
-
-
-class ScalarMetadataFilters(BaseModel):
-    """Several `ScalarMetadataFilter`, and how they are combined.
-
-    Attributes:
-        filters: The filters.
-        condition: All of them (`AND`, also for `None`), at least one (`OR`), or none (`NOT`).
-    """
-
-    filters: list[ScalarMetadataFilter]
-    condition: FilterCondition | None = FilterCondition.AND
-
-    def to_dict(self) -> list[dict[str, Any]] | dict[str, Any]:
-        """Return the filters as a list, which means `AND`, or else as `{"filters", "condition"}`.
-
-        The list is the form of LlamaIndex' plugin; it has no place for a condition.
-        """
-        filters = [each.to_dict() for each in self.filters]
-        if self.condition in (None, FilterCondition.AND):
-            return filters
-        return {"filters": filters, "condition": self.condition.value}
-
-    @classmethod
-    def from_dict(
-        cls, data: Mapping[str, Any] | Iterable[Mapping[str, Any] | ScalarMetadataFilter]
-    ) -> ScalarMetadataFilters:
-        """Read what `to_dict` returned, or a single filter as a dictionary."""
-        if not isinstance(data, Mapping):
-            return cls.model_validate({"filters": list(data)})
-        return cls.model_validate(dict(data) if "filters" in data else {"filters": [dict(data)]})
+from .keys import target_of
+from .layout import Layout
+from .targets import Target
 
 
 def build_expression(
-    columns: Columns,
+    layout: Layout,
     *,
     filters: MetadataFilters | None = None,
     node_ids: Sequence[str] | None = None,
@@ -139,7 +58,7 @@ def build_expression(
     """Combine all restrictions of a call by AND.
 
     Args:
-        columns: The collection.
+        layout: The collection.
         filters: Metadata filters, nested to any depth.
         node_ids: Ids of nodes; an empty list matches no row.
         doc_ids: Ids of documents; an empty list matches no row.
@@ -154,13 +73,13 @@ def build_expression(
         FilterError: A part cannot be expressed.
     """
     try:
-        return _restrictions(columns, filters, node_ids, doc_ids, scalar_filters, string_expr)
+        return _restrictions(layout, filters, node_ids, doc_ids, scalar_filters, string_expr)
     except RecursionError:
         raise FilterError("filters are nested too deeply to be translated") from None
 
 
 def _restrictions(
-    columns: Columns,
+    layout: Layout,
     filters: MetadataFilters | None,
     node_ids: Sequence[str] | None,
     doc_ids: Sequence[str] | None,
@@ -169,58 +88,68 @@ def _restrictions(
 ) -> str:
     parts: list[Expr] = []
     if node_ids is not None:
-        parts.append(ids_expression(columns, node_ids))
+        parts.append(ids_expression(layout, node_ids))
     if doc_ids is not None:
-        parts.append(doc_ids_expression(columns, doc_ids))
+        parts.append(doc_ids_expression(layout, doc_ids))
     if filters is not None:
-        parts.append(_group(columns, filters, True))
+        parts.append(_group(layout, filters, True))
     if scalar_filters is not None:
-        parts.append(_scalar_group(columns, _scalar_filters(scalar_filters)))
+        parts.append(_scalar_group(layout, _scalar_filters(scalar_filters)))
     if string_expr is not None and string_expr.strip():
         parts.append(f"({_checked(string_expr)})")
     if False in parts:
-        return no_row(columns)
+        return _no_row(layout)
     return " and ".join(enclosed(part) for part in parts if isinstance(part, str))
 
 
-def ids_expression(columns: Columns, ids: Sequence[str]) -> str:
+def _no_row(layout: Layout) -> str:
+    """Match nothing; there are no constants: Milvus refuses `false` alone."""
+    return f"{column_name(layout.primary_key)} in []"
+
+
+def _rendered(layout: Layout, part: Expr) -> str:
+    """Turn an expression into text; it cannot be "every row" here, which has no text."""
+    return part if isinstance(part, str) else _no_row(layout)
+
+
+def ids_expression(layout: Layout, ids: Sequence[str]) -> str:
     """Match the rows with these primary keys; an empty list matches no row.
 
     Raises:
         FilterError: The primary key is an integer and an id is not, or an id is not text.
     """
-    name = column_name(columns.primary_key)
-    values = [_id_literal(columns, each) for each in dict.fromkeys(_id_list("node ids", ids))]
+    name = column_name(layout.primary_key)
+    values = [_id_literal(layout, each) for each in dict.fromkeys(_id_list("node ids", ids))]
     return f"{name} in [{', '.join(values)}]"
 
 
-def doc_ids_expression(columns: Columns, doc_ids: Sequence[str]) -> str:
+def doc_ids_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
     """Match the rows of these documents; an empty list matches no row.
 
     Raises:
         FilterError: The collection does not store ids of documents, or an id is not text.
     """
     values = list(dict.fromkeys(_id_list("doc ids", doc_ids)))
-    if columns.doc_id is None:
+    if layout.doc_id_field is None:
         raise FilterError(
             "doc ids cannot be looked up: the collection has neither a column for them nor a "
-            f"dynamic field (its columns: {listed(columns.types)})"
+            f"dynamic field (its columns: {listed(layout.columns)})"
         )
-    return rendered(columns, target_of(columns, columns.doc_id).one_of(values, True))
+    return _rendered(layout, target_of(layout, layout.doc_id_field).one_of(values, True))
 
 
-def everything_expression(columns: Columns) -> str:
+def everything_expression(layout: Layout) -> str:
     """Match every row, where Milvus does not take an empty expression."""
-    name = column_name(columns.primary_key)
-    if columns.primary_key_is_integer:
+    name = column_name(layout.primary_key)
+    if layout.integer_ids:
         # The least integer cannot be written: its sign is an operator of its own.
         return f"({name} >= 0) or ({name} < 0)"
     return f'{name} >= ""'
 
 
-def next_page_expression(columns: Columns, expression: str, last_id: str | int) -> str:
+def next_page_expression(layout: Layout, expression: str, last_id: str | int) -> str:
     """Restrict an expression to the primary keys after `last_id`, the last one of a page."""
-    after = f"{column_name(columns.primary_key)} > {_id_literal(columns, last_id)}"
+    after = f"{column_name(layout.primary_key)} > {_id_literal(layout, last_id)}"
     return f"({expression}) and {after}" if expression else after
 
 
@@ -233,14 +162,15 @@ def _id_list(what: str, ids: Sequence[str]) -> Sequence[str]:
     return ids
 
 
-def _id_literal(columns: Columns, node_id: str | int) -> str:
-    """Encode a primary key; LlamaIndex' ids are text also where the column is INT64."""
+def _id_literal(layout: Layout, node_id: str | int) -> str:
+    """Encode a primary key; LlamaIndex's ids are text also where the column is INT64."""
     text = str(node_id)
-    if not columns.primary_key_is_integer:
+    if not layout.integer_ids:
         return literal(text)
     if not INTEGER.fullmatch(text):
         raise FilterError(
-            f"node id {text!r} is no integer, but the primary key {columns.primary_key!r} is INT64"
+            f"the primary key {layout.primary_key!r} is INT64, but the node id {text!r} is not an "
+            "integer"
         )
     return literal(int(text))
 
@@ -335,7 +265,7 @@ _SCALAR_OPERATORS: dict[FilterOperatorFunction, _Builder] = {
 }
 
 
-def _group(columns: Columns, group: MetadataFilters, positive: bool) -> Expr:
+def _group(layout: Layout, group: MetadataFilters, positive: bool) -> Expr:
     """Translate filters with their condition, or the negation of that."""
     if not isinstance(group, MetadataFilters):
         raise FilterError(f"filters must be MetadataFilters, found {type(group).__name__}")
@@ -345,20 +275,20 @@ def _group(columns: Columns, group: MetadataFilters, positive: bool) -> Expr:
     def each(positive: bool) -> Iterable[Expr]:
         for part in group.filters:
             if isinstance(part, MetadataFilter):
-                yield _leaf(columns, _OPERATORS, part.key, part.operator, part.value, positive)
+                yield _leaf(layout, _OPERATORS, part.key, part.operator, part.value, positive)
             else:
-                yield _group(columns, part, positive)
+                yield _group(layout, part, positive)
 
     return _combined(group.condition, each, positive)
 
 
-def _scalar_group(columns: Columns, group: ScalarMetadataFilters) -> Expr:
+def _scalar_group(layout: Layout, group: ScalarMetadataFilters) -> Expr:
     if not group.filters:
         return True
 
     def each(positive: bool) -> Iterable[Expr]:
         for part in group.filters:
-            yield _leaf(columns, _SCALAR_OPERATORS, part.key, part.operator, part.value, positive)
+            yield _leaf(layout, _SCALAR_OPERATORS, part.key, part.operator, part.value, positive)
 
     return _combined(group.condition, each, True)
 
@@ -379,7 +309,7 @@ def _combined(
 
 
 def _leaf(
-    columns: Columns,
+    layout: Layout,
     operators: Mapping[Any, _Builder],
     key: str,
     symbol: Any,
@@ -393,7 +323,7 @@ def _leaf(
             raise FilterError(
                 f"unknown operator; supported are {listed(each.name for each in operators)}"
             )
-        return operators[symbol](target_of(columns, key), value, yes)
+        return operators[symbol](target_of(layout, key), value, yes)
     except FilterError as error:
         raise FilterError(f"filter on {key!r} with the operator {name}: {error}") from None
 

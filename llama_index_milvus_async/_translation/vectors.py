@@ -27,7 +27,7 @@ DENSE_METRICS: dict[DataType, tuple[str, ...]] = {
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 _BFLOAT16_MAX = float.fromhex("0x1.fep127")
-_NOT_FINITE = "has a value that is no finite 32-bit number (NaN, infinity)"
+_NOT_FINITE = "has a value that is not a finite 32-bit number (NaN, infinity)"
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -85,7 +85,7 @@ def packed(vector: Any, kind: DataType, dim: int | None) -> Any:
             raise ValueError(f"has a value beyond {_BFLOAT16_MAX:g}, the most of bfloat16")
         return _bfloat16(array)
     if (array != np.rint(array)).any() or array.min() < -128 or array.max() > 127:
-        raise ValueError("has a value that is no integer in -128..127")
+        raise ValueError("has a value that is not an integer in -128..127")
     return array.astype(np.int8)
 
 
@@ -117,7 +117,7 @@ def _array(vector: Any) -> npt.NDArray[np.float32]:
     except OverflowError:  # an integer that no float is large enough for
         raise ValueError(_NOT_FINITE) from None
     except (TypeError, ValueError) as error:
-        raise ValueError(f"is no list of numbers: {error}") from error
+        raise ValueError(f"is not a list of numbers: {error}") from error
 
 
 def _bfloat16(array: npt.NDArray[np.float32]) -> bytes:

@@ -23,7 +23,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pymilvus import AnnSearchRequest, AsyncMilvusClient, CollectionSchema, MilvusClient
 from pymilvus.client.types import LoadState
@@ -33,7 +33,7 @@ from .._concurrency.coalescing import Coalescer, Kind, NotUnderWayError
 from .._concurrency.drivers import acall, call, gather_or_cancel
 from .._concurrency.slices import Slices
 from .._requests import DeleteDocuments, GetByIds, HybridSearch, Insert, Search
-from .._translation.rows import decoded
+from .._translation.row_to_node import decoded
 from .._wire import insert_message as _insert_message
 from .._wire import search_response as _search_response
 from .._wire import single_attempt as _single_attempt
@@ -41,7 +41,6 @@ from .._wire.address import connect_timeout
 from .._wire.single_attempt import single_attempts
 from .._wire.status import is_refusal_of_data, translated
 from ..errors import FilterError, RequestTimeoutError, RowError, ServerError, UnreachableError
-from ..sparse import SparseEncoder
 from .retries import after_attempts, block, may_repeat, persist, time_left
 
 if TYPE_CHECKING:
@@ -124,6 +123,18 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     coroutine.close()
     raise RuntimeError(f"{coroutine!r} suspended under the blocking backend")
+
+
+class Encoder(Protocol):
+    """Encodes texts as sparse vectors."""
+
+    def encode(self, texts: Sequence[str], *, queries: bool) -> list[Any]:
+        """Encode texts. Blocks."""
+        ...
+
+    async def aencode(self, texts: Sequence[str], *, queries: bool) -> list[Any]:
+        """Encode texts, without blocking the event loop."""
+        ...
 
 
 class Backend(ABC):
@@ -464,7 +475,7 @@ class Backend(ABC):
 
     @abstractmethod
     async def encode(
-        self, encoder: SparseEncoder, texts: Sequence[str], *, queries: bool
+        self, encoder: Encoder, texts: Sequence[str], *, queries: bool
     ) -> Sequence[Any]:
         """Encode texts as sparse vectors.
 
@@ -596,7 +607,7 @@ class SyncBackend(Backend):
         return call(function, *arguments)
 
     async def encode(
-        self, encoder: SparseEncoder, texts: Sequence[str], *, queries: bool
+        self, encoder: Encoder, texts: Sequence[str], *, queries: bool
     ) -> Sequence[Any]:
         return encoder.encode(texts, queries=queries)
 
@@ -976,7 +987,7 @@ class AsyncBackend(Backend):
         return await acall(function, *arguments)
 
     async def encode(
-        self, encoder: SparseEncoder, texts: Sequence[str], *, queries: bool
+        self, encoder: Encoder, texts: Sequence[str], *, queries: bool
     ) -> Sequence[Any]:
         chunks = [texts[i : i + MAX_ENCODED] for i in range(0, len(texts), MAX_ENCODED)]
         encoded = await gather_or_cancel(
@@ -989,7 +1000,7 @@ class AsyncBackend(Backend):
 
     async def _send_texts(
         self,
-        encoder_and_kind: tuple[SparseEncoder, bool],
+        encoder_and_kind: tuple[Encoder, bool],
         items: Sequence[Sequence[str]],
         timeout: float | None,
     ) -> Sequence[list[Any]]:

@@ -1,4 +1,4 @@
-"""Nodes to rows, and rows to nodes.
+"""Nodes to rows.
 
 A row has the layout of the upstream plugin: the node as JSON without text and embedding under
 `_node_content`, its class under `_node_type`, every metadata key beside them, and the id of the
@@ -12,51 +12,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from llama_index.core.schema import (
-    BaseNode,
-    Document,
-    ImageNode,
-    IndexNode,
-    MetadataMode,
-    Node,
-    NodeRelationship,
-    RelatedNodeInfo,
-    TextNode,
-)
-from pydantic_core import PydanticSerializationError, from_json, to_jsonable_python
+from llama_index.core.schema import BaseNode, MetadataMode
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 from pymilvus import DataType
 
-from ..errors import NodeError, RowError
-from ..sparse import sparse_vector
-from .schema import (
+from ..errors import NodeError
+from .layout import (
+    DOC_ID_KEYS,
     DYNAMIC_FIELD,
     INTEGER_TYPES,
+    NO_DOC_ID,
     NODE_CONTENT_FIELD,
     NODE_TYPE_FIELD,
-    VECTOR_TYPES,
     Column,
     Layout,
-    output_columns,
 )
-from .vectors import DENSE_METRICS, FLOAT32_MAX, packed, unpacked
-
-Row = TypeVar("Row", bound=Mapping[str, Any])
+from .numbers import is_integer, is_number
+from .sparse_vectors import sparse_vector
+from .vectors import FLOAT32_MAX, packed
 
 #: Milvus' bound on the dynamic field of one row, as JSON (`common.MaxDynamicFieldSize`; the
 #: server answers code 1100 beyond it). Lite has none; the bound is kept there as well, so that
 #: what was built on a laptop can move to a server.
 MAX_DYNAMIC_BYTES = 65_536
-
-#: LlamaIndex' names for the id of the source document, beside the collection's own column.
-DOC_ID_KEYS = ("doc_id", "document_id", "ref_doc_id")
-#: What LlamaIndex stores as the document id of a node that has no source document.
-NO_DOC_ID = "None"
 
 _INTEGER_BITS = {
     DataType.INT8: 8,
@@ -64,11 +47,6 @@ _INTEGER_BITS = {
     DataType.INT32: 32,
     DataType.INT64: 64,
 }
-_NODE_CLASSES: dict[str, type[BaseNode]] = {
-    node_class.class_name(): node_class
-    for node_class in (TextNode, Node, Document, ImageNode, IndexNode)
-}
-
 #: What is raised for a value that JSON cannot carry.
 _NO_JSON = (TypeError, ValueError, RecursionError, PydanticSerializationError)
 
@@ -126,7 +104,7 @@ class RowPacker:
             self.problems.append((node.node_id, problem))
 
         layout = self._layout
-        primary_key = self._primary_key(node.node_id, report)
+        primary_key = self._id_value(node.node_id, report)
         vectors = self._vectors(node, sparse, report)
         text = node.get_content(metadata_mode=MetadataMode.NONE)
         text_bytes = _check_text("text", text, layout.max_bytes(layout.text_key), report)
@@ -162,14 +140,14 @@ class RowPacker:
         if self.problems:
             raise NodeError(self.problems)
 
-    def _primary_key(self, node_id: str, report: Callable[[str], None]) -> str | int:
+    def _id_value(self, node_id: str, report: Callable[[str], None]) -> str | int:
         layout = self._layout
         if not node_id:
             report("the id is empty")
         elif not layout.integer_ids:
             _check_text("the id", node_id, layout.max_bytes(layout.primary_key), report)
         elif not _INTEGER_ID.fullmatch(node_id) or not _fits(int(node_id), 64):
-            report(f"the primary key {layout.primary_key!r} is an INT64 and the id no integer")
+            report(f"the primary key {layout.primary_key!r} is INT64, and the id is not an integer")
         else:
             return int(node_id)
         return node_id
@@ -313,7 +291,7 @@ def _check_text(what: str, text: str, limit: int, report: Callable[[str], None])
     try:
         size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError as error:
-        report(f"{what} has a lone surrogate at position {error.start}, which UTF-8 lacks")
+        report(f"{what} has a lone surrogate at position {error.start}, which UTF-8 cannot encode")
         return 0
     if size > limit:
         report(f"{what} takes {size} bytes, Milvus allows {limit}")
@@ -331,32 +309,32 @@ def _scalar_problem(column: Column, value: Any) -> str | None:
         return None if column.optional else "is None"
     kind = column.type
     if kind in INTEGER_TYPES:
-        if not isinstance(value, int) or isinstance(value, bool):
-            return f"is {value!r}, no integer"
+        if not is_integer(value):
+            return f"is {value!r}, which is not an integer"
         return None if _fits(value, _INTEGER_BITS[kind]) else f"is {value}, out of range"
     if kind == DataType.BOOL:
-        return None if isinstance(value, bool) else f"is {value!r}, neither true nor false"
+        return None if isinstance(value, bool) else f"is {value!r}, which is neither true nor false"
     if kind in (DataType.FLOAT, DataType.DOUBLE):
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            return f"is {value!r}, no number"
+        if not is_number(value):
+            return f"is {value!r}, which is not a number"
         # Milvus would store infinity.
         over = kind == DataType.FLOAT and abs(value) > FLOAT32_MAX
         return f"is {value}, out of range" if over else None
     if kind == DataType.VARCHAR:
         if not isinstance(value, str):
-            return f"is {value!r}, no text"
+            return f"is {value!r}, which is not a text"
         try:
             size = len(value.encode())
         except UnicodeEncodeError as error:
-            return f"has a lone surrogate at position {error.start}, which UTF-8 lacks"
+            return f"has a lone surrogate at position {error.start}, which UTF-8 cannot encode"
         over = column.max_bytes is not None and size > column.max_bytes
         return f"takes {size} bytes, Milvus allows {column.max_bytes}" if over else None
     if kind == DataType.ARRAY:
-        return None if isinstance(value, list) else f"is {value!r}, no list"
+        return None if isinstance(value, list) else f"is {value!r}, which is not a list"
     if kind == DataType.JSON:
         # pymilvus parses texts, and servers take objects only.
         if not isinstance(value, dict):
-            return f"is {value!r}, no JSON object"
+            return f"is {value!r}, which is not a JSON object"
         size = len(_compact_json(value).encode())
         over = size > MAX_DYNAMIC_BYTES
         return f"takes {size} bytes as JSON, Milvus allows {MAX_DYNAMIC_BYTES}" if over else None
@@ -368,7 +346,7 @@ def _compact_json(value: Any) -> str:
 
 
 def _node_json(node: BaseNode, without: frozenset[str] = frozenset()) -> str:
-    """Serialize a node as LlamaIndex' `node_to_metadata_dict` does, without its embedding.
+    """Serialize a node as LlamaIndex's `node_to_metadata_dict` does, without its embedding.
 
     That function dumps the embedding only to drop it, five times the cost at 768 dimensions.
 
@@ -390,7 +368,7 @@ def _node_json(node: BaseNode, without: frozenset[str] = frozenset()) -> str:
         if others:
             data["text_resource"] = others
         else:
-            # LlamaIndex' own readers expect the text resource to be gone with its text.
+            # LlamaIndex's own readers expect the text resource to be gone with its text.
             del data["text_resource"]
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, default=_to_json)
     _check_integers(text)
@@ -440,153 +418,3 @@ def _check_integers(text: str) -> None:
         return value
 
     json.loads(text, parse_int=check)
-
-
-def decoded(rows: Iterable[Row]) -> list[Row]:
-    """The rows of a response, of which pymilvus decodes the dynamic field when they are looked at.
-
-    Raises:
-        RowError: One has bytes there that pymilvus cannot decode; it does not tell which.
-    """
-    try:
-        return list(rows)
-    except Exception as error:
-        raise RowError(f"a row cannot be read ({_told(error)})") from error
-
-
-class RowReader:
-    """Makes nodes of rows and hits.
-
-    Args:
-        layout: The collection.
-        output_fields: Fields that the caller named. The embedding column among them has the
-            nodes carry their embeddings, and other vector columns are metadata of the nodes. For
-            rows that hold no serialized node, they are the metadata; without any, every column
-            and dynamic key is.
-        embedding_field: The vector column that `node.embedding` is read from.
-    """
-
-    def __init__(
-        self, layout: Layout, output_fields: Sequence[str] = (), embedding_field: str | None = None
-    ) -> None:
-        self._layout = layout
-        self._embedding_field = embedding_field or layout.embedding_field
-        self._vectors = {
-            name: layout.columns[name]
-            for name in output_fields
-            if name in layout.columns and layout.columns[name].type in VECTOR_TYPES
-        }
-        # Every scalar field comes by default, so that "*" adds nothing.
-        self._named = [name for name in output_fields if name not in {*self._vectors, "*"}]
-
-    @property
-    def fields(self) -> list[str]:
-        """The `output_fields` of the request.
-
-        Always named: without, the server returns ids alone and Lite everything, and `"*"`
-        returns the vectors on both.
-        """
-        layout = self._layout
-        fields = [layout.primary_key, layout.text_key]
-        if layout.holds_nodes:
-            fields += [NODE_CONTENT_FIELD, NODE_TYPE_FIELD]
-        if self._named:
-            fields += self._named
-        elif not layout.node_in_column:
-            fields += output_columns(layout)
-        if layout.doc_id_field and not layout.node_in_column:
-            fields.append(layout.doc_id_field)
-        fields += self._vectors
-        if DYNAMIC_FIELD in fields:
-            # A search that names some keys of the dynamic field beside it returns only those.
-            fields = [name for name in fields if name in layout.columns or name == DYNAMIC_FIELD]
-        return list(dict.fromkeys(fields))
-
-    def node(self, row: Mapping[str, Any]) -> BaseNode:
-        """Make the node of a row.
-
-        Raises:
-            RowError: The row, or the serialized node in it, cannot be read.
-        """
-        try:
-            return self._node(row)
-        except RowError:
-            raise
-        except Exception as error:
-            # The row is data from outside, as is what pymilvus decodes where it is looked at.
-            name = "a row"
-            with suppress(Exception):
-                name = f"row {str(row[self._layout.primary_key])!r}"
-            raise RowError(f"{name} cannot be read ({_told(error)})") from error
-
-    def _node(self, row: Mapping[str, Any]) -> BaseNode:
-        layout = self._layout
-        node_id = str(row[layout.primary_key])
-        text = row.get(layout.text_key)
-        content = row.get(NODE_CONTENT_FIELD)
-        if content:
-            node = _node_from_json(content, row.get(NODE_TYPE_FIELD), text, node_id)
-        else:
-            node = TextNode(id_=node_id, text=text or "", metadata=self._metadata(row))
-            doc_id = row.get(layout.doc_id_field) if layout.doc_id_field else None
-            if isinstance(doc_id, str) and doc_id != NO_DOC_ID:
-                source = RelatedNodeInfo(node_id=doc_id)
-                node.relationships[NodeRelationship.SOURCE] = source
-        for name, column in self._vectors.items():
-            if (vector := row.get(name)) is None:
-                continue
-            if column.type in DENSE_METRICS:
-                vector = unpacked(vector, column.type, column.dim)
-            if name == self._embedding_field:
-                node.embedding = vector
-            else:
-                node.metadata[name] = vector
-        return node
-
-    def _metadata(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        layout = self._layout
-        if self._named:
-            return {name: row.get(name) for name in self._named if name != layout.text_key}
-        hidden = {*layout.own_columns, layout.text_key, layout.doc_id_field, DYNAMIC_FIELD}
-        return {key: value for key, value in row.items() if key not in hidden}
-
-
-def _node_from_json(content: str, class_name: str | None, text: Any, node_id: str) -> BaseNode:
-    try:
-        node_class = _NODE_CLASSES.get(class_name or "", TextNode)
-        data = _parsed(content)
-        # Set before the node is made: pydantic takes as long for each later assignment as for a
-        # whole small model.
-        data["id_"] = node_id
-        if issubclass(node_class, Node):
-            stored_resource = "text_resource" in data
-            resource = data.pop("text_resource", None)
-            data.pop("text", None)
-            if resource is not None:
-                data["text_resource"] = {"text": text, **resource}
-            elif not stored_resource:
-                data["text_resource"] = {"text": text}
-        else:
-            data.pop("text_resource", None)
-            data["text"] = text or ""
-        node = node_class.from_dict(data)
-    except Exception as error:
-        # The row is data from outside: whatever a malformed one makes the parsers raise is
-        # reported as what it is, a bad row.
-        raise RowError(
-            f"row {node_id!r}: its {NODE_CONTENT_FIELD} is no serialized node ({_told(error)})"
-        ) from error
-    return node
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"
-
-
-def _parsed(content: str) -> dict[str, Any]:
-    try:
-        data = from_json(content)
-    except ValueError:
-        # It parses twice as fast and knows neither deep nesting nor lone surrogates.
-        data = json.loads(content)
-    return dict(data)

@@ -1,0 +1,96 @@
+"""What a store was asked to find or make in Milvus: its own arguments, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pymilvus import DataType, Function
+
+#: Milvus' largest dimension of a dense vector (https://milvus.io/docs/limitations.md).
+MAX_DIMENSION = 32_768
+
+#: Types that `scalar_field_types` may name: those that need no further parameters.
+SCALAR_TYPES = (
+    DataType.BOOL,
+    DataType.INT8,
+    DataType.INT16,
+    DataType.INT32,
+    DataType.INT64,
+    DataType.FLOAT,
+    DataType.DOUBLE,
+    DataType.VARCHAR,
+    DataType.JSON,
+)
+
+
+@dataclass(frozen=True)
+class VectorField:
+    """A vector column that the store uses, and the index that a new one gets.
+
+    Attributes:
+        name: Its name.
+        type: Its type.
+        dim: Its dimension, `None` for a sparse one and where the collection decides.
+        metric: The metric of the index.
+        index_config: Type and parameters of the index, flat or with nested `params`.
+        function: The function that computes it of texts; `None` where the store writes it.
+        reads: The columns that the function of an existing collection has to read; `None` where
+            any will do.
+        in_dense_fields: Whether `dense_fields` names it.
+    """
+
+    name: str
+    type: DataType
+    dim: int | None
+    metric: str
+    index_config: Mapping[str, Any]
+    function: Function | None = None
+    reads: Sequence[str] | None = None
+    in_dense_fields: bool = False
+
+    def setting(self, argument: str, key: str, value: object) -> str:
+        """An argument of the store, or a key of `dense_fields`, as one writes it."""
+        if self.in_dense_fields:
+            return f"dense_fields={{{self.name!r}: {{{key!r}: {value!r}}}}}"
+        return f"{argument}={value!r}"
+
+    def metric_setting(self, value: str) -> str:
+        """The argument of the store that decides the metric, as one writes it."""
+        configured = "metric_type" in self.index_config and not self.in_dense_fields
+        if configured or self.is_sparse:
+            argument = "sparse_index_config" if self.is_sparse else "index_config"
+            return f"{argument}={{'metric_type': {value!r}}}"
+        return self.setting("similarity_metric", "metric_type", value)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether its vectors are sparse."""
+        return self.type is DataType.SPARSE_FLOAT_VECTOR
+
+
+@dataclass(frozen=True)
+class CollectionSettings:
+    """What the store was asked to find or make in Milvus; the store's own arguments.
+
+    Attributes:
+        dense: The dense vector columns, that of `node.embedding` first; empty without any.
+        sparse: The sparse vector column.
+    """
+
+    collection_name: str
+    id_field: str
+    doc_id_field: str
+    text_key: str
+    dense: Sequence[VectorField]
+    sparse: VectorField | None
+    scalar_fields: Mapping[str, DataType]
+    create_index: bool
+    properties: Mapping[str, Any]
+    consistency_level: str
+
+    @property
+    def vectors(self) -> list[VectorField]:
+        """All vector columns that the store uses."""
+        return [*self.dense, *([self.sparse] if self.sparse else [])]
