@@ -11,25 +11,20 @@ PIP_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
-# Tests of one file share collections, and stay together.
 WORKERS ?= 2
-IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Tests of one file share collections, and stay together. Which marks there are says
+# tests/fixtures/selection.py.
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Relative paths and `python -m ...` only: both survive a checkout in a path with spaces.
 VENV := .venv
 VENV26 := .venv-pymilvus26
 VENVBENCH := .venv-bench
-# With the older line run the tests that meet the client, the others would repeat themselves.
-NOT_WITH_26 := benchmarks calling coalescing documentation examples fault_proxy filters filters_engines harness \
-	hostile_rows isolation limits notebooks packaging persistence processes tls_and_rbac turns \
-	applications rankers ranking retrieval_quality retrievers rows slices sparse upstream_compatibility
-# On standalone, where a collection takes seconds to make, those that matter most.
-STANDALONE_WITH_26 := add coalesced_operations insert_message llama_index
 INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench quality soak docs test test-pymilvus30 test-pymilvus26 lint types format clean
+.PHONY: help demo bench quality soak docs check test test-pymilvus30 test-pymilvus26 test-slow lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -43,16 +38,22 @@ bench: $(VENVBENCH)/.installed ## compare with upstream and the raw client; 25 m
 quality: $(VENV)/.installed-demo ## recall and nDCG of dense, full-text and hybrid retrieval
 	$(VENV)/bin/python -m benchmarks.retrieval
 
+check: lint types $(VENV)/.installed-dev ## lint, types, and the tests that take no time; for the inner loop
+	$(VENV)/bin/python $(PYTEST) -m '(pure or path) and not slow' $(PYTEST_ARGS)
+
 test: lint types test-pymilvus30 test-pymilvus26 ## lint, types, and the tests with both lines of pymilvus
 
 test-pymilvus30: $(VENV)/.installed-dev ## the tests with pymilvus 3.0
 	@echo "==== tests with pymilvus 3.0 ($(VENV)) ===="
-	$(VENV)/bin/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
+	$(VENV)/bin/python $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
-test-pymilvus26: $(VENV26)/.installed ## the tests with pymilvus 2.6
+test-pymilvus26: $(VENV26)/.installed ## the tests that meet the client, with pymilvus 2.6
 	@echo "==== tests with pymilvus 2.6 ($(VENV26)) ===="
-	$(VENV26)/bin/python -m pytest $(IN_PARALLEL) $(NOT_WITH_26:%=--ignore=tests/test_%.py) -k 'not standalone' $(PYTEST_ARGS)
-	$(VENV26)/bin/python -m pytest $(IN_PARALLEL) $(STANDALONE_WITH_26:%=tests/test_%.py) -k 'standalone or external' $(PYTEST_ARGS)
+	$(VENV26)/bin/python $(PYTEST) -m 'both_lines and not slow' $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-dev ## what `make test` has in a short form only, and the soak
+	$(VENV)/bin/python $(PYTEST) -m slow $(PYTEST_ARGS)
+	$(MAKE) soak
 
 soak: $(VENV)/.installed-dev ## ten minutes of faults and restarts on each engine: is anything lost?
 	$(VENV)/bin/python -m tests.soak $(SOAK_ARGS)

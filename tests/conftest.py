@@ -1,4 +1,4 @@
-"""Registers the fixtures, which live by topic in ``tests/fixtures``."""
+"""Registers the fixtures and hooks, which live by topic in ``tests/fixtures``."""
 
 import pytest
 
@@ -11,33 +11,15 @@ pytest.register_assert_rewrite(
 )
 
 pytest_plugins = (
+    "tests.fixtures.surroundings",
+    "tests.fixtures.selection",
     "tests.fixtures.engines",
     "tests.fixtures.faults",
     "tests.fixtures.ready_made",
     "tests.fixtures.stores",
     "tests.fixtures.loops",
+    "tests.fixtures.programs",
     "tests.fixtures.recorder",
     "tests.fixtures.report",
     "tests.fixtures.upstream",
 )
-
-# Files that take longest begin first, so that at the end no worker is left with one of them. Those
-# that compute, most of them by starting a process with a model, are beside those that wait.
-LONGEST = (
-    "test_notebooks.py",
-    "test_query.py",
-    "test_applications.py",
-    "test_network_faults.py",
-    "test_abandoned_calls.py",
-    "test_server_failures.py",
-    "test_examples.py",
-    "test_retrieval_quality.py",
-    "test_upstream_compatibility.py",
-    "test_packaging.py",
-    "test_bring_your_own.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))

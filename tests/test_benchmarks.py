@@ -4,11 +4,8 @@ import asyncio
 import itertools
 import json
 import socket
-import subprocess
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -27,15 +24,12 @@ from benchmarks.measure import percentiles
 from benchmarks.report import ratio, under_load, workload_of, write
 from benchmarks.workloads import memory_figures, rotated
 
-REPOSITORY = Path(__file__).parents[1]
 
-
-def test_a_quick_run_writes_figures_and_tables(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--engines", "lite"]
+def test_a_quick_run_writes_figures_and_tables(python_with_package, tmp_path):
+    command = ["-m", "benchmarks", "--quick", "--engines", "lite"]
     command += ["--workloads", "adds,queries,lone,mixed,load", "--count", "20"]
     command += ["--open-seconds", "0.2", "--output", str(tmp_path)]
-    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
-    assert run.returncode == 0, run.stdout + run.stderr
+    python_with_package.run(*command)
 
     results = json.loads((tmp_path / "results.json").read_text())
     (engine,) = results["engines"]

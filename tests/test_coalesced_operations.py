@@ -362,6 +362,7 @@ def limited_server(tmp_path: Path) -> Iterator[Server]:
     server.remove()
 
 
+@pytest.mark.starts
 async def test_the_rate_limit_of_a_server(limited_server: Server) -> None:
     """More rows than the server takes in a second: all arrive, each once, none is reported lost."""
     store = MilvusVectorStore(limited_server.uri, dim=768, consistency_level="Strong", timeout=120)

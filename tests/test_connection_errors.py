@@ -25,6 +25,8 @@ from tests.fixtures.recorder import recording
 from tests.fixtures.servers import free_port
 from tests.fixtures.stores import DIM, make_nodes
 
+pytestmark = pytest.mark.starts
+
 TIMEOUT = 1.0
 #: pymilvus' own time-out for a connection: below it, the store's was heeded. It leaves room for a
 #: busy machine.

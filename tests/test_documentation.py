@@ -18,10 +18,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import inspect
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +32,7 @@ from llama_index.core.vector_stores import FilterOperator
 
 import llama_index_milvus_async
 from llama_index_milvus_async import FilterOperatorFunction, MilvusVectorStore, errors
+from tests.fixtures.programs import Python
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -142,6 +140,7 @@ def loop(names: dict[str, Any]) -> Iterator[asyncio.AbstractEventLoop]:
     assert not left, f"tasks left pending: {left}"
 
 
+@pytest.mark.starts
 @pytest.mark.parametrize("page", [page for page in PAGES if PYTHON[page]], ids=name_of)
 def test_python_blocks_run(
     page: Path,
@@ -313,16 +312,9 @@ def _not_installed() -> list[str]:
 
 
 @pytest.mark.skipif(bool(_not_installed()), reason=f"not installed: {', '.join(_not_installed())}")
-def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+def test_the_site_builds_without_warnings(new_python: Python, tmp_path: Path) -> None:
     command = ["build", "--strict", "--site-dir", str(tmp_path / "site")]
-    result = subprocess.run(
-        [sys.executable, "-m", "mkdocs", *command],
-        cwd=ROOT,
-        env={**os.environ, "NO_COLOR": "1"},
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert result.returncode == 0, result.stderr
+    new_python.run("-m", "mkdocs", *command, cwd=ROOT, NO_COLOR=1)
     pages = (tmp_path / "site" / "reference").rglob("*.html")
     reference = "".join(page.read_text(encoding="utf-8") for page in pages)
     for name in llama_index_milvus_async.__all__:

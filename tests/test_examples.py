@@ -1,11 +1,12 @@
-"""The demo as a user runs it: a process of its own, the real embedding model, Milvus Lite."""
+"""The demo as a user runs it: with the real embedding model, on Milvus Lite.
+
+One test has a new process; the others fork theirs, so that PyTorch is imported once for all.
+"""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.openai_endpoint import ANSWER, KEY, serve_openai
+from tests.fixtures.programs import Ended, Python
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "async_rag.py"
 DEMO_PACKAGES = (
@@ -21,8 +23,6 @@ DEMO_PACKAGES = (
     "llama-index-llms-openai",
     "milvus-lite",
 )
-# What the demo reads from the environment, so that only a test's own settings count.
-SETTINGS = ("OPENAI_API_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL", "MILVUS_TOKEN", "MILVUS_URI")
 
 TEXTS = {
     "bread.txt": "Knead the dough for ten minutes and let it rise overnight. "
@@ -57,7 +57,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with documents; its database goes from one test to the next."""
+    """A working directory with documents, of which each run of the demo makes a collection anew."""
     folder = tmp_path_factory.mktemp("demo")
     for name, text in TEXTS.items():
         path = folder / "docs" / name
@@ -69,16 +69,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_demo(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        cwd=folder,
-        env={**environment, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", **settings},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=100,
-    )
+Demo = Callable[..., Ended]
+
+
+@pytest.fixture
+def run_demo(folder: Path, python_with_model: Python) -> Demo:
+    """Runs the demo in the folder; returns how it ended."""
+
+    def run(*arguments: str, status: int = 0, **settings: str) -> Ended:
+        return python_with_model.run(SCRIPT, *arguments, cwd=folder, status=status, **settings)
+
+    return run
 
 
 def answers(output: str) -> dict[str, str]:
@@ -93,10 +94,9 @@ def passages(answer: str) -> list[tuple[str, float]]:
     return [(file, float(score)) for file, score in found]
 
 
-def test_without_a_key_the_passages_are_the_answer(folder: Path) -> None:
-    result = run_demo(folder, "--docs", "docs", *ASKED)
+def test_without_a_key_the_passages_are_the_answer(folder: Path, new_python: Python) -> None:
+    result = new_python.run(SCRIPT, "--docs", "docs", *ASKED, cwd=folder)
 
-    assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     assert "Skipped scan.txt" in result.stdout
     assert "Read 3 files" in result.stdout
@@ -117,15 +117,14 @@ def test_without_a_key_the_passages_are_the_answer(folder: Path) -> None:
     assert (folder / "milvus_demo.db").exists()
 
 
-def test_with_a_key_a_language_model_answers(folder: Path) -> None:
+def test_with_a_key_a_language_model_answers(folder: Path, run_demo: Demo) -> None:
     model = ["--llm-model", "a-model-of-our-own"]
     with serve_openai() as endpoint:
         arguments = ["--docs", "docs", "--api-base", endpoint.url, *model, *ASKED]
         # pymilvus reads MILVUS_URI as well, and would refuse a file.
         settings = {"MILVUS_URI": "./named.db", "OPENAI_API_KEY": KEY}
-        result = run_demo(folder, *arguments, **settings)
+        result = run_demo(*arguments, **settings)
 
-    assert result.returncode == 0, result.stderr
     assert (folder / "named.db").exists()
     assert "Traceback" not in result.stderr
     answered = answers(result.stdout)
@@ -144,7 +143,7 @@ def test_with_a_key_a_language_model_answers(folder: Path) -> None:
         assert any(question in prompt and TEXTS[file] in prompt for prompt in endpoint.prompts)
 
 
-def test_a_language_model_that_does_not_answer_is_a_sentence(folder: Path) -> None:
+def test_a_language_model_that_does_not_answer_is_a_sentence(run_demo: Demo) -> None:
     with serve_openai() as endpoint:
         refused = {
             f"at {endpoint.url} gave no answer: Error code: 401": ("wrong", endpoint.url),
@@ -153,8 +152,8 @@ def test_a_language_model_that_does_not_answer_is_a_sentence(folder: Path) -> No
         }
         for sentence, (key, url) in refused.items():
             arguments = ["--docs", "docs", *ASKED]
-            result = run_demo(folder, *arguments, OPENAI_API_KEY=key, OPENAI_API_BASE=url)
-            assert result.returncode == 2
+            settings = {"OPENAI_API_KEY": key, "OPENAI_API_BASE": url}
+            result = run_demo(*arguments, status=2, **settings)
             assert sentence in result.stderr.splitlines()[-1]
             assert "Traceback" not in result.stderr
             assert "Retrying" not in result.stderr
@@ -172,17 +171,17 @@ def test_a_language_model_that_does_not_answer_is_a_sentence(folder: Path) -> No
     ids=["no folder", "no text", "bad argument", "no server"],
 )
 def test_what_a_user_can_mend_is_a_sentence(
-    folder: Path, arguments: list[str], sentence: str
+    run_demo: Demo, arguments: list[str], sentence: str
 ) -> None:
-    result = run_demo(folder, *arguments)
+    result = run_demo(*arguments, status=2)
 
-    assert result.returncode == 2
     assert sentence in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
 
 
 DOTENV = """
 import os, sys
+assert "pymilvus" not in sys.modules
 import dotenv.main
 
 dotenv.main.find_dotenv = lambda: ".env"  # it looks above the package that asks, not here
@@ -197,27 +196,19 @@ assert os.environ["MILVUS_URI"] == ""
     [("async_rag", ""), ("fastapi_service", "./fastapi_service.db")],
 )
 def test_a_file_dotenv_with_a_path_for_milvus_does_no_harm(
-    tmp_path: Path, module: str, expected: str
+    tmp_path: Path, python_with_model: Python, module: str, expected: str
 ) -> None:
     pytest.importorskip("fastapi")
     (tmp_path / ".env").write_text("MILVUS_URI=./milvus.db\n")
     code = DOTENV.format(imports=f"import examples.{module} as module", expected=expected)
-    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**environment, "PYTHONPATH": str(SCRIPT.parents[1])},
-        check=True,
-        timeout=100,
-    )
+    python_with_model.run("-c", code, cwd=tmp_path)
 
 
-def test_a_file_that_another_process_has_open_is_a_sentence(folder: Path) -> None:
+def test_a_file_that_another_process_has_open_is_a_sentence(folder: Path, run_demo: Demo) -> None:
     from milvus_lite import MilvusLite
 
     with closing(MilvusLite(str(folder / "open.db"))):
-        result = run_demo(folder, "--docs", "docs", "--uri", "./open.db")
+        result = run_demo("--docs", "docs", "--uri", "./open.db", status=2)
 
-    assert result.returncode == 2
     assert "one process at a time can have the file open" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

@@ -11,6 +11,8 @@ from tests.fixtures.faults import FaultyProxy, Frames, HeaderTable
 from tests.fixtures.servers import free_port
 from tests.fixtures.waiting import wait_until
 
+pytestmark = pytest.mark.starts
+
 #: Seconds after which a socket has been silent: what passes takes milliseconds.
 SILENCE = 0.3
 #: Seconds that nothing here takes, on a busy machine either.

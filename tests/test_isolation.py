@@ -45,6 +45,8 @@ from tests.fixtures.labels import label
 from tests.fixtures.layouts import layout_of
 from tests.fixtures.stores import DIM, make_nodes
 
+pytestmark = pytest.mark.starts
+
 ROWS = 6
 #: The attacker's tenant, and the victim's, whose ids and values attackers guess.
 OWN, OTHER = "acme", "globex"

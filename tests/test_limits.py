@@ -41,6 +41,8 @@ from tests.fixtures.recorder import recording
 from tests.fixtures.servers import StandaloneServer
 from tests.fixtures.stores import DIM, collection_name, make_nodes
 
+pytestmark = pytest.mark.starts
+
 #: Rows of a collection that one search, or one query with a limit, does not return.
 CROWD = MAX_TOP_K + 16
 #: Ids of one call, more than are sent in one expression.

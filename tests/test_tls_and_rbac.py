@@ -49,6 +49,8 @@ from tests.fixtures.recorder import recording
 from tests.fixtures.servers import StandaloneServer, free_port
 from tests.fixtures.stores import DIM, Coloured, collection_name, make_nodes
 
+pytestmark = pytest.mark.starts
+
 TIMEOUT = 5.0
 #: Room for a busy machine; pymilvus' own patience would be 10 s to connect and more to retry.
 IN_TIME = 2 * TIMEOUT

@@ -27,7 +27,7 @@ from llama_index_milvus_async import MilvusVectorStore
 from tests.fixtures.stores import DIM, collection_name, make_nodes
 
 # Making the environment of upstream, once, takes longer than a test may.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 SCALARS = {"year": DataType.INT64, "author": DataType.VARCHAR}
 

@@ -179,6 +179,7 @@ def full_disk(request, tmp_path):
         server.remove()
 
 
+@pytest.mark.starts
 async def test_a_full_disk(full_disk, coloured):
     uri = full_disk.server.uri
     store = MilvusVectorStore(uri, dim=8, consistency_level="Strong", timeout=5)
@@ -214,6 +215,7 @@ async def test_a_full_disk(full_disk, coloured):
 # Everything at once
 
 
+@pytest.mark.starts
 def test_nothing_is_lost_in_a_short_soak():
     soak = subprocess.run(
         [sys.executable, "-m", "tests.soak", "--engine", "lite", "--seconds", "20"],

@@ -1,0 +1,145 @@
+"""How tests start Python programs, choose and report tests, and what they do not inherit."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.fixtures import report, selection, surroundings
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="fork and signals")
+
+
+@pytest.fixture(params=["new_python", "python_with_package"])
+def python(request):
+    """Either way to start programs."""
+    return request.getfixturevalue(request.param)
+
+
+TELL = """
+import os, sys
+print(__name__, sys.argv, os.getcwd(), sys.stdin.read(), os.environ["GIVEN"], sys.path[0] or ".")
+print("to stderr", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("how", ["-c", "-m", "script"])
+def test_a_program_is_run_as_python_runs_it(python, tmp_path, how):
+    (tmp_path / "teller.py").write_text(TELL)
+    command = {"-c": ["-c", TELL], "-m": ["-m", "teller"], "script": [tmp_path / "teller.py"]}[how]
+    argv = {"-c": "-c", "-m": str(tmp_path / "teller.py"), "script": str(tmp_path / "teller.py")}
+    ended = python.run(*command, "a", "b c", cwd=tmp_path, GIVEN="1")
+    first = "." if how == "-c" else tmp_path
+    assert ended.stdout == f"__main__ {[argv[how], 'a', 'b c']} {tmp_path}  1 {first}\n"
+    assert ended.stderr == "to stderr\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("pass", 0),
+        ("import sys; sys.exit(3)", 3),
+        ("1 / 0", 1),
+        ("import os; os.kill(os.getpid(), 9)", -9),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -2),
+    ],
+)
+def test_a_program_ends_as_it_would(python, code, status):
+    assert python.start("-c", code).exit_status() == status
+    ended = subprocess.run(python.command("-c", code), capture_output=True)
+    assert ended.returncode == status
+
+
+def test_a_program_inherits_nothing_that_changes_its_ways(python, monkeypatch):
+    for name in ("MILVUS_URI", "OPENAI_API_KEY", "PYTHONWARNINGS", "LC_ALL", "FORCE_COLOR"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("TZ", "America/St_Johns")
+    shown = python.run("-c", "import os; print(*(f'{k}={v}' for k, v in os.environ.items()))")
+    for name in ("MILVUS_URI", "OPENAI_API_KEY", "PYTHONWARNINGS", "LC_ALL", "FORCE_COLOR"):
+        assert f"{name}=" not in shown.stdout
+    assert "TZ=UTC" in shown.stdout
+
+
+HANG = """
+import asyncio
+
+async def never_to_come():
+    await asyncio.Event().wait()
+
+async def hang_here():
+    task = asyncio.create_task(never_to_come())
+    await asyncio.sleep(0)
+    print("ready", flush=True)
+    await task
+
+asyncio.run(hang_here())
+"""
+
+
+def test_a_program_that_hangs_says_where(python):
+    program = python.start("-c", HANG)
+    program.wait_until_it_says("ready")
+    with pytest.raises(AssertionError, match=r"did not end within 0\.1 s") as raised:
+        program.exit_status(seconds=0.1)
+    told = str(raised.value)
+    assert "Current thread" in told
+    assert "asyncio/base_events.py" in told
+    assert "never_to_come" in told and "hang_here" in told
+    assert program.has_ended()
+
+
+def test_a_program_ends_with_the_process_that_asked_for_it(python_with_package, tmp_path):
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    command = python_with_package.command("-c", code)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+        pid = int(client.stdout.readline())
+        os.kill(pid, 0)
+        client.kill()
+        assert client.stdout.read() == b""  # its other end is closed
+    with pytest.raises(ProcessLookupError):
+        while True:
+            os.kill(pid, 0)
+
+
+# Surroundings
+
+
+def test_a_run_in_the_background_can_be_interrupted(monkeypatch):
+    for name in ("TZ", "no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "x")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        surroundings.pytest_sessionstart()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert os.environ["no_proxy"] == "x,127.0.0.1,localhost"
+    assert os.environ["TZ"] == "UTC"
+
+
+# Selection and report
+
+
+def test_names_in_the_selection_are_those_of_files():
+    paths = selection.TESTS.rglob("test_*.py")
+    names = [path.relative_to(selection.TESTS).as_posix() for path in paths]
+    named = (
+        *selection.LONGEST,
+        *selection.BOTH_LINES,
+        *selection.BOTH_LINES_ON_STANDALONE,
+        *selection.BOTH_LINES_IN_PURE,
+    )
+    for beginning in named:
+        assert any(name.startswith(beginning) for name in names), beginning
+
+
+def test_the_report_names_what_took_longest():
+    seconds = {"a.py::one": 30.0, "a.py::two": 40.0, "b.py::one": 29.9, "c.py::one": 0.1}
+    assert report.slowest(seconds)[0] == "    40.0 s  a.py::two"
+    assert report.shares(seconds) == [
+        "   100.0 s  in all",
+        "    70.0 s  70%  a.py",
+        "    29.9 s  30%  b.py",
+    ]
