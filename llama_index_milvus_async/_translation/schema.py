@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pymilvus import CollectionSchema, DataType, FieldSchema, Function
-from pymilvus.milvus_client.index import IndexParams
+from pymilvus import CollectionSchema, DataType, FieldSchema, Function, MilvusClient
 
 from ..errors import ConfigurationError
 from .engine import Engine
@@ -89,8 +88,8 @@ def _analyzer_arguments(function: Function | None) -> dict[str, Any]:
     return dict(own()) if own else {"enable_analyzer": True}
 
 
-def new_index(field: VectorField, engine: Engine) -> IndexParams:
-    """Build the parameters of the index of a vector column.
+def new_index(field: VectorField, engine: Engine) -> Any:
+    """Build pymilvus's parameters of the index of a vector column.
 
     An index configuration is flat, as upstream has it: `index_type`, `metric_type`, `index_name`
     and `field_name` are themselves, every other key is a parameter of the index type. A nested
@@ -107,6 +106,6 @@ def new_index(field: VectorField, engine: Engine) -> IndexParams:
     if params and engine.nests_index_params:
         # pymilvus flattens what it is given, and Milvus Lite reads nested parameters only.
         params = {"params": params}
-    index_params = IndexParams()
+    index_params = MilvusClient.prepare_index_params()
     index_params.add_index(**named, **({"params": params} if params else {}))
     return index_params
