@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests import fixtures
 from tests.fixtures import engines
 from tests.fixtures.loops import watched
 from tests.fixtures.servers import answers
-from tests.fixtures.stores import ASYNC_NAMES, Coloured, collection_name, make_nodes
+from tests.fixtures.stores import ASYNC_NAMES, FLUSHING, Coloured, collection_name, make_nodes
 from tests.fixtures.waiting import wait_until
 
 # Engines
@@ -133,6 +134,16 @@ async def test_every_coloured_name_exists_on_the_store(make_store):
     assert all(hasattr(store, n) for pair in ASYNC_NAMES.items() for n in pair)
 
 
+@pytest.mark.engines("lite")
+async def test_the_fixtures_know_the_threads_in_which_stores_flush(make_store, monkeypatch):
+    names, start = [], threading.Thread.start
+    monkeypatch.setattr(
+        threading.Thread, "start", lambda thread: (names.append(thread.name), start(thread))
+    )
+    await make_store().async_add(make_nodes(1_000))
+    assert FLUSHING in names
+
+
 # Loops
 
 
@@ -140,11 +151,14 @@ async def test_the_heartbeat_sees_a_blocked_loop_only(heartbeat):
     async with heartbeat() as blocked:
         await asyncio.sleep(0.01)
         time.sleep(0.2)  # noqa: ASYNC251
-    async with heartbeat() as idle:
-        await asyncio.sleep(0.2)
     assert blocked.loop_ms >= 200
     assert blocked.bystander_ms > 0
-    assert idle.net_ms < 100
+    idle = []
+    for _ in range(3):  # a busy machine spoils some
+        async with heartbeat() as stall:
+            await asyncio.sleep(0.2)
+        idle.append(stall.net_ms)
+    assert min(idle) < 100
 
 
 async def test_an_unhandled_exception_of_the_loop_fails_the_test():

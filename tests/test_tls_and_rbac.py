@@ -48,6 +48,7 @@ from tests.fixtures import servers
 from tests.fixtures.recorder import recording
 from tests.fixtures.servers import StandaloneServer, free_port
 from tests.fixtures.stores import DIM, Coloured, collection_name, make_nodes
+from tests.fixtures.waiting import in_time
 
 pytestmark = pytest.mark.starts
 
@@ -379,23 +380,24 @@ def witness(monkeypatch, caplog, capfd):
 
 async def failing(operation, store, kind):
     """Runs an operation that fails in time; returns its error."""
-    began = time.monotonic()
-    with pytest.raises(kind) as caught:
-        await operation(store)
-    assert time.monotonic() - began < IN_TIME
-    assert isinstance(caught.value, MilvusVectorStoreError)
-    return caught.value
+
+    async def fail():
+        with pytest.raises(kind) as caught:
+            await operation(store)
+        return caught.value
+
+    error = await in_time(fail, IN_TIME)
+    assert isinstance(error, MilvusVectorStoreError)
+    return error
 
 
 async def refused(operation, store, kind=PermissionDeniedError):
     """Runs an operation that was just forbidden, until a proxy has heard of that and refuses it."""
     deadline = time.monotonic() + IN_TIME
     while time.monotonic() < deadline:
-        began = time.monotonic()
         try:
             await operation(store)
         except AuthenticationError as error:
-            assert time.monotonic() - began < IN_TIME
             assert type(error) is kind
             return error
         await asyncio.sleep(POLL)
@@ -576,9 +578,7 @@ async def test_a_certificate_that_is_not_trusted_is_not_waited_for(tls, coloured
     differs, told = TLS[case]
     store = coloured(tls.store(**differs(tls.certificates), timeout=60))
     for operation in ("connect", "add", "query"):
-        began = time.monotonic()
         error = await failing(OPERATIONS[operation], store, CertificateError)
-        assert time.monotonic() - began < 30
         assert told in str(error)
         assert "server_pem_path" in str(error)
         assert "server_name" in str(error)
