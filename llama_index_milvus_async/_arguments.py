@@ -7,6 +7,7 @@ read by each operation, and may be changed between two.
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -157,12 +158,12 @@ class StoreArguments(BasePydanticVectorStore):
         self._sparse_sources  # noqa: B018 (refuses what cannot compute sparse embeddings)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        before = self.__dict__.get(name)
+        before = dict(self.__dict__)
         try:
             super().__setattr__(name, value)
         except ValidationError as error:
-            # Where it does not fit another field pydantic has set it already.
-            self.__dict__[name] = before
+            # Pydantic has set it already where it does not fit another field.
+            self.__dict__.update(before)
             raise ConfigurationError(self._message(error)) from None
         self.__dict__.pop("_defaults", None)
 
@@ -181,6 +182,11 @@ class StoreArguments(BasePydanticVectorStore):
             return (
                 f"{name} cannot be changed in a store that is built: build another one, "
                 f"store.model_copy(update={{{name!r}: ...}})"
+            )
+        if problem["type"] == "no_such_attribute":
+            near = difflib.get_close_matches(name, cls.model_fields, n=1)
+            return f"a store has no argument {name!r}" + "".join(
+                f"; did you mean {each!r}?" for each in near
             )
         found = repr(problem["input"])
         if name in _SECRETS:

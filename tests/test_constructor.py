@@ -449,6 +449,8 @@ def test_what_a_store_is_built_by_cannot_be_changed(name):
         ("hybrid_ranker", "BestRanker", r"hybrid_ranker is 'BestRanker'; it must be one of"),
         ("hybrid_ranker", "RRFRanker", r"has \['weights'\]; RRFRanker takes \['k'\]"),
         ("hybrid_ranker_params", {"weights": [1]}, r"has 1 weights; a hybrid search has two legs"),
+        ("consistency", "Strong", r"no argument 'consistency'; did you mean 'consistency_level'\?"),
+        ("xyz", "Strong", r"no argument 'xyz'$"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_and_the_old_one_kept(name, value, sentence):
