@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from llama_index.core import (
@@ -357,7 +353,7 @@ from llama_index.core.llms import MockLLM
 from llama_index_milvus_async import MilvusVectorStore
 from tests.fixtures.words import DIM, WordEmbedding
 
-given = json.load(sys.stdin)
+given = json.loads(sys.argv[1])
 store = MilvusVectorStore(**given["store"], dim=DIM, similarity_metric="COSINE")
 documents = [Document(id_=k, text=v, metadata={"topic": k}) for k, v in given["texts"].items()]
 
@@ -436,7 +432,7 @@ COMPLAINTS = ("never awaited", "never retrieved", "was destroyed", "Event loop i
         pytest.param(NESTED_SCRIPT, id="nest_asyncio"),
     ],
 )
-def test_a_script_builds_an_index_and_asks_it(engine, raw, tmp_path, script):
+def test_a_script_builds_an_index_and_asks_it(engine, raw, python_with_package, tmp_path, script):
     path = tmp_path / "script.py"
     path.write_text(PROLOGUE + script + "print(json.dumps(found))\n")
     name = collection_name("script")
@@ -446,17 +442,9 @@ def test_a_script_builds_an_index_and_asks_it(engine, raw, tmp_path, script):
         "questions": [*QUESTIONS],
     }
     try:
-        run = subprocess.run(
-            [sys.executable, str(path)],
-            input=json.dumps(given),
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        run = python_with_package.run(path, json.dumps(given))
     finally:
         if raw.has_collection(name):
             raw.drop_collection(name)
-    assert run.returncode == 0, run.stderr
     assert not [complaint for complaint in COMPLAINTS if complaint in run.stderr], run.stderr
     assert json.loads(run.stdout.splitlines()[-1]) == [*QUESTIONS.values()] * 3

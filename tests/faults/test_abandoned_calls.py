@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import subprocess
 import sys
 import threading
 import time
@@ -207,15 +206,9 @@ print("done", flush=True)
 
 @pytest.mark.engines("lite")
 @pytest.mark.parametrize("fault", ["stall", "black_hole", "refuse"])
-def test_a_loop_that_ends_with_calls_pending(engine, raw, fault):
+def test_a_loop_that_ends_with_calls_pending(engine, raw, python_with_package, fault):
     name = collection_name("pending")
-    ended = subprocess.run(
-        [sys.executable, "-W", "default", "-c", ENDS, engine.uri, name, fault],
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = python_with_package.run("-W", "default", "-c", ENDS, engine.uri, name, fault)
     assert ended.stdout == "done\n"
     told = ("never retrieved", "was destroyed", "never awaited", "Exception ignored", "Unclosed")
     assert not [words for words in told if words in ended.stderr], ended.stderr

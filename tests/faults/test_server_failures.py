@@ -215,13 +215,5 @@ async def test_a_full_disk(full_disk, coloured):
 # Everything at once
 
 
-@pytest.mark.starts
-def test_nothing_is_lost_in_a_short_soak():
-    soak = subprocess.run(
-        [sys.executable, "-m", "tests.soak", "--engine", "lite", "--seconds", "20"],
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    print(soak.stdout)
-    assert soak.returncode == 0, soak.stdout + soak.stderr
+def test_nothing_is_lost_in_a_short_soak(python_with_package):
+    python_with_package.run("-m", "tests.soak", "--engine", "lite", "--seconds", "20")
