@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12      the interpreter that makes the virtual environments
 #   PYTEST_ARGS="-k add"   passed to pytest
-#   WORKERS=4              processes that share the tests; each starts engines of its own
+#   WORKERS=2              processes that share the tests
 #   PIP_ARGS, DEMO_ARGS, BENCH_ARGS, SOAK_ARGS   passed to pip install, the demo, ...
 
 PYTHON ?= python3
@@ -11,7 +11,8 @@ PIP_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
-WORKERS ?= 2
+# More than cores: most tests wait more than they compute. They share the engines.
+WORKERS ?= 4
 # Tests of one file share collections, and stay together. Which marks there are says
 # tests/fixtures/selection.py.
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
