@@ -16,7 +16,6 @@ pytest_plugins = (
     "tests.fixtures.selection",
     "tests.fixtures.engines",
     "tests.fixtures.faults",
-    "tests.fixtures.ready_made",
     "tests.fixtures.stores",
     "tests.fixtures.loops",
     "tests.fixtures.programs",

@@ -23,7 +23,7 @@ from llama_index_milvus_async.errors import (
     WriteOutcomeUnknownError,
 )
 from tests.fixtures.memory import living
-from tests.fixtures.stores import DIM, collection_name, make_nodes
+from tests.fixtures.stores import DIM, make_nodes
 
 SECONDS_TO_WAIT = 240
 
@@ -572,7 +572,7 @@ async def test_a_store_is_made_and_filled_without_holding_the_loop(make_store, h
     nodes = large_nodes()
 
     async def work(run):
-        store = make_store(dim=768, collection_name=collection_name())
+        store = make_store(dim=768)
         await store.async_add(nodes)
 
     await assert_no_stall(heartbeat, work)

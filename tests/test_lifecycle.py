@@ -567,7 +567,7 @@ async def test_collection_properties_are_set_where_they_differ_and_only_there(
 
 
 async def test_connect_makes_ready_and_returns_the_store(make_store, raw, coloured):
-    store = make_store(collection_name=collection_name())
+    store = make_store()
     assert await coloured(store).connect() is store
     assert await coloured(store).connect() is store
     assert raw.has_collection(store.collection_name)
@@ -671,7 +671,7 @@ async def test_closing_while_it_is_made_ready_ends_in_that_error(recorder, reope
 
 
 def test_client_is_a_ready_client(make_store):
-    store = make_store(collection_name=collection_name())
+    store = make_store()
     client = store.client
     assert isinstance(client, MilvusClient)
     assert client.has_collection(store.collection_name)

@@ -220,9 +220,9 @@ NO_ANSWERS = {
 
 @pytest.mark.engines("standalone")
 @pytest.mark.parametrize("name", NO_ANSWERS)
-async def test_rows_are_unknown_where_milvus_has_not_answered(recorder, make_store, coloured, name):
+async def test_rows_are_unknown_where_milvus_has_not_answered(recorder, reopen, coloured, name):
     recorder.intercept = lambda call: NO_ANSWERS[name] if call.method == "Insert" else None
-    store = coloured(make_store(uri=recorder.uri))
+    store = coloured(reopen(uri=recorder.uri))
     nodes = make_nodes(2)
     with pytest.raises(WriteOutcomeUnknownError) as caught:
         await store.add(nodes)
