@@ -10,7 +10,7 @@ from pymilvus import DataType, Function, FunctionType
 
 from llama_index_milvus_async._retrieval.options import SearchOptions, StoreOptions
 from llama_index_milvus_async._retrieval.plan import SearchPlanner
-from llama_index_milvus_async._translation.compatibility import check_engine
+from llama_index_milvus_async._translation.compatibility import check_engine, check_vector_types
 from llama_index_milvus_async._translation.engine import Capability, Engine
 from llama_index_milvus_async._translation.layout import Column, Index, Layout
 from llama_index_milvus_async._translation.settings import CollectionSettings, VectorField
@@ -106,11 +106,11 @@ def settings(kind: DataType = DataType.FLOAT_VECTOR, **sparse: Any) -> Collectio
 )
 def test_small_vectors_need_a_version(kind: DataType, first: tuple[int, int]) -> None:
     """Milvus 2.3.5 searches FLOAT16 vectors wrongly, and fails late with the others."""
-    check_engine(settings(kind), milvus(*first))
+    check_vector_types(settings(kind), milvus(*first))
     for engine in (milvus(2, 3, 5), milvus(first[0], first[1] - 1), LITE):
         lacks = rf"^field 'small' of type {kind.name}: {engine} has no {kind.name} fields; Milvus "
         with pytest.raises(ConfigurationError, match=lacks + ".".join(map(str, first))):
-            check_engine(settings(kind), engine)
+            check_vector_types(settings(kind), engine)
 
 
 def test_several_analyzers_need_a_version() -> None:

@@ -12,6 +12,7 @@ from .._translation.compatibility import (
     check_engine,
     check_index_metric,
     check_layout,
+    check_vector_types,
     differing_properties,
 )
 from .._translation.engine import Engine
@@ -70,6 +71,8 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     if engine.needs_one_writer:
         backend.note_collection_of_lite(name)
     description = await backend.describe_collection(name)
+    if description is None or overwrite.pending:
+        check_vector_types(settings, engine)
     if description is not None and overwrite.pending:
         await _drop(backend, settings, description)
         description = None
@@ -79,6 +82,7 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
         description = await _create(backend, settings)
     layout = Layout.from_description(description, settings, engine)
     check_layout(layout, settings)
+    check_vector_types(settings, engine)
 
     indexes = await _create_indexes(backend, settings, layout)
     await _apply_properties(backend, settings, description.get("properties") or {})

@@ -40,6 +40,17 @@ def check_engine(settings: CollectionSettings, engine: Engine) -> None:
         names = [field.name for field in settings.vectors]
         asked = f"the fields {names} are vectors"
         engine.require(Engine.has_several_vectors, asked, ConfigurationError)
+
+
+def check_vector_types(settings: CollectionSettings, engine: Engine) -> None:
+    """Check that the engine has the types of the vector fields.
+
+    For an existing collection this comes after `check_layout`, which names the type that the field
+    has.
+
+    Raises:
+        ConfigurationError: It has not. The message names the version that has.
+    """
     for field in settings.dense:
         if field.type in _VECTOR_CAPABILITIES:
             asked = f"field {field.name!r} of type {field.type.name}"
