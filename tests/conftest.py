@@ -8,6 +8,7 @@ pytest.register_assert_rewrite(
     "tests.dense_fields.corpus",
     "tests.faults.cases",
     "tests.hybrid.corpus",
+    "tests.lifecycle.helpers",
     "tests.query.corpus",
 )
 
