@@ -1,5 +1,6 @@
 """How tests start Python programs, choose and report tests, and what they do not inherit."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.fixtures import report, selection, surroundings
+from tests.fixtures import launcher, report, selection, surroundings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="fork and signals")
 
@@ -101,6 +102,18 @@ def test_a_program_ends_with_the_process_that_asked_for_it(python_with_package, 
     with pytest.raises(ProcessLookupError):
         while True:
             os.kill(pid, 0)
+
+
+async def test_pending_tasks_are_told_with_their_frames():
+    async def wait_in_vain():
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait_in_vain())
+    await asyncio.sleep(0)
+    assert "await asyncio.Event().wait()" in launcher.pending_tasks()
+    task.cancel()
+    await asyncio.wait([task])
+    assert "await asyncio.Event().wait()" not in launcher.pending_tasks()
 
 
 # Surroundings
