@@ -35,7 +35,7 @@ for tool in ("build", "hatchling", "readme_renderer.markdown", "twine"):
     pytest.importorskip(tool, reason=f"{tool} is not installed; the extra dev brings it")
 
 # The first test with the environment also pays for making it.
-pytestmark = [pytest.mark.starts, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.starts, pytest.mark.in_order, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "llama_index_milvus_async"
