@@ -7,10 +7,7 @@ of a server of this module's own.
 import asyncio
 import contextlib
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -389,27 +386,30 @@ async def test_one_node_too_large_among_concurrent_ones_fails_alone(small):
 BYTES_OF_ONE = 20 * 1024
 
 
-@pytest.fixture(scope="module")
-def load(crowd, small, engine):
+@pytest.fixture(
+    scope="module",
+    params=[2_000, pytest.param(CONCURRENT, marks=pytest.mark.slow)],
+    ids=["two-thousand", "ten-thousand"],
+)
+def load(request, new_python, crowd, small, engine):
     """What came of as many adds, and then queries, at once in another process."""
-    given = {"uri": engine.uri, "token": engine.token, "count": CONCURRENT}
+    given = {"uri": engine.uri, "token": engine.token, "count": request.param}
     given |= {"add": crowd.collection_name, "query": small.collection_name}
-    command = [sys.executable, "-m", "tests.fixtures.load", json.dumps(given)]
-    output = subprocess.check_output(command, cwd=Path(__file__).parents[1], timeout=110)
-    return json.loads(output)
+    ended = new_python.run("-m", "tests.fixtures.load", json.dumps(given))
+    return json.loads(ended.stdout)
 
 
 @needs_statm
 @standalone
 @pytest.mark.parametrize("operation", ["add", "query"])
-def test_ten_thousand_concurrent(load, operation, crowd, raw):
-    report = load[operation]
-    assert report["right"] == CONCURRENT
+def test_thousands_concurrent(load, operation, crowd, raw):
+    report, number = load[operation], load["count"]
+    assert report["right"] == number
     assert (report["timed_out"], report["cancelled"], report["resends"]) == (0, 0, 0)
-    assert report["rpcs"] < CONCURRENT / 20
-    assert CONCURRENT * 100 < report["grown"] < CONCURRENT * BYTES_OF_ONE
+    assert report["rpcs"] < number / 20
+    assert number * 100 < report["grown"] < number * BYTES_OF_ONE
     if operation == "add":
-        assert count(raw, crowd, 'id like "many%"') == CONCURRENT
+        assert count(raw, crowd, f'id like "many-of-{number}-%"') == number
 
 
 @lite
