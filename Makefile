@@ -20,12 +20,13 @@ PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Relative paths and `python -m ...` only: both survive a checkout in a path with spaces.
 VENV := .venv
 VENV26 := .venv-pymilvus26
+VENVNEWEST := .venv-newest
 VENVBENCH := .venv-bench
 INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench quality soak docs check test test-pymilvus30 test-pymilvus26 test-slow lint types format clean
+.PHONY: help demo bench quality soak docs check test test-pymilvus30 test-pymilvus26 test-newest test-slow lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -52,6 +53,11 @@ test-pymilvus26: $(VENV26)/.installed ## the tests that meet the client, with py
 	@echo "==== tests with pymilvus 2.6 ($(VENV26)) ===="
 	$(VENV26)/bin/python $(PYTEST) -m 'both_lines and not slow' $(PYTEST_ARGS)
 
+test-newest: $(VENVNEWEST)/bin/python ## the same with the newest pymilvus, pre-releases included
+	$(VENVNEWEST)/bin/python $(INSTALL) -e '.[lite,test]'
+	$(VENVNEWEST)/bin/python $(INSTALL) --upgrade --pre pymilvus
+	$(VENVNEWEST)/bin/python $(PYTEST) -m 'both_lines and not slow' $(PYTEST_ARGS)
+
 test-slow: $(VENV)/.installed-dev ## what `make test` has in a short form only, and the soak
 	$(VENV)/bin/python $(PYTEST) -m slow $(PYTEST_ARGS)
 	$(MAKE) soak
@@ -75,7 +81,7 @@ format: $(VENV)/.installed-dev ## apply ruff's formatting and its safe fixes
 	$(VENV)/bin/python -m ruff format .
 
 clean: ## remove the environments and everything generated
-	rm -rf $(VENV) $(VENV26) $(VENVBENCH) .venv-upstream build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV26) $(VENVNEWEST) $(VENVBENCH) .venv-upstream build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file says what an environment holds, so that a second call installs nothing.

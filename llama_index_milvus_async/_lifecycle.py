@@ -11,11 +11,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from pymilvus import AsyncMilvusClient, MilvusClient
 
 from ._arguments import StoreArguments
+from ._concurrency.drivers import run_sync
 from ._concurrency.once import Once
 from ._observability import is_observed, observing
 from ._operations import Context, Overwrite, Ready, set_up
-from ._transport.backend import Backend, run_sync
+from ._transport.asynchronous import Sharing
+from ._transport.backend import Backend
 from ._transport.connections import Connections
+from ._transport.lite import open_lock
 from ._wire.address import Address
 from .errors import ConfigurationError
 from .stats import KindStats
@@ -44,9 +47,7 @@ class ConnectedStore(StoreArguments):
         return Connections(
             Address(self.uri, self.token, self.password, self.client_options),
             self.timeout,
-            self.max_in_flight,
-            rows_per_insert=self.batch_size,
-            coalesce=self.coalesce,
+            Sharing(self.collection_name, self.max_in_flight, self.batch_size, self.coalesce),
         )
 
     @cached_property
@@ -59,8 +60,8 @@ class ConnectedStore(StoreArguments):
 
     def _set_up(self) -> Ready:
         connections = self._connections
-        with connections.opening():
-            return run_sync(set_up(connections.sync(), self._settings(), self._overwrite))
+        with open_lock(connections.address):
+            return run_sync(set_up(connections.blocking(), self._settings(), self._overwrite))
 
     @property
     def client(self) -> MilvusClient:
@@ -72,7 +73,7 @@ class ConnectedStore(StoreArguments):
             MilvusVectorStoreError: As `connect` does.
         """
         self._ready.get()
-        return self._connections.sync_client()
+        return self._connections.client()
 
     @property
     def aclient(self) -> AsyncMilvusClient:
@@ -90,13 +91,12 @@ class ConnectedStore(StoreArguments):
         if not self.use_async_client:
             raise ConfigurationError("aclient: the store was built with use_async_client=False")
         try:
-            backend = self._connections.of_running_loop()
+            return self._connections.async_client()
         except RuntimeError as error:
             raise ConfigurationError(
                 "aclient belongs to an event loop, and none is running here; use it inside a "
                 "coroutine, or `client` outside"
             ) from error
-        return backend.client()
 
     def connect(self: Self) -> Self:
         """Make the store ready now rather than at the first operation. Blocks.
@@ -131,8 +131,33 @@ class ConnectedStore(StoreArguments):
         self._connections.check_open()
         await self._ready.aget()
         if self.use_async_client:
-            await self._connections.of_running_loop().connect()
+            await self._connections.connect()
         return self
+
+    def refresh(self) -> None:
+        """Set the collection up again, as the first operation did. Blocks.
+
+        What the store remembers of a collection may become wrong where it is dropped and made
+        again, or altered, elsewhere. An operation that is refused for that notices by itself;
+        call this where the collection is gone and has to be created again, or where nothing is
+        refused: another metric, other indexes.
+
+        Raises:
+            MilvusVectorStoreError: As `connect` does.
+        """
+        self._connections.check_open()
+        self._ready.forget()
+        self._ready.get()
+
+    async def arefresh(self) -> None:
+        """Set the collection up again without blocking the event loop; see `refresh`.
+
+        Raises:
+            MilvusVectorStoreError: As `connect` does.
+        """
+        self._connections.check_open()
+        self._ready.forget()
+        await self._ready.aget()
 
     def close(self) -> None:
         """Close all connections; the store cannot be used again. Closing twice is allowed.
@@ -207,7 +232,7 @@ class ConnectedStore(StoreArguments):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        context = self._context(self._connections.sync())
+        context = self._context(self._connections.blocking())
         return run_sync(operation(context, *args, **kwargs))
 
     async def _await(

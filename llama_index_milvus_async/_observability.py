@@ -22,7 +22,7 @@ from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.instrumentation.span_handlers import NullSpanHandler
 from llama_index.core.vector_stores.types import VectorStoreQueryResult
 
-from ._concurrency.coalescing import noting_shares
+from ._concurrency.coalescing import recording_batch_sizes
 from .events import MilvusOperationEndEvent, MilvusOperationStartEvent
 
 metrics: Any = None
@@ -69,7 +69,7 @@ def observing(store: Any, operation: str, collection_name: str, subject: Any) ->
     outcome, error = Outcome(), None
     began = time.perf_counter()
     with ExitStack() as stack:
-        shares = stack.enter_context(noting_shares())
+        shares = stack.enter_context(recording_batch_sizes())
         if _has_handlers():
             stack.enter_context(_span_of_llama_index(store, start, outcome))
             _dispatcher.event(start)

@@ -131,6 +131,11 @@ class StoreClosedError(MilvusVectorStoreError):
     """
 
 
+def store_closed() -> StoreClosedError:
+    """The error of whatever is asked of a closed store."""
+    return StoreClosedError("the store is closed; build a new one to go on")
+
+
 class LiteNotInstalledError(MilvusVectorStoreError, ImportError):
     """The URI names a local file, and Milvus Lite is not installed."""
 

@@ -13,12 +13,18 @@ from dataclasses import dataclass
 
 import grpc
 import pytest
-from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery
+from llama_index.core.vector_stores.types import (
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+)
 from pymilvus.client.connection_manager import AsyncConnectionManager
 
 from llama_index_milvus_async import MilvusVectorStore
+from llama_index_milvus_async._transport import connections
 from llama_index_milvus_async.errors import (
     ConfigurationError,
+    QueryError,
     RequestTimeoutError,
     WriteOutcomeUnknownError,
 )
@@ -124,6 +130,7 @@ PREAMBLE = """
 import asyncio, os, signal, sys, threading, time
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index_milvus_async import MilvusVectorStore
+from llama_index_milvus_async._transport import connections
 uri, token, name, dim = sys.argv[1:]
 store = MilvusVectorStore(
     uri=uri, token=token, collection_name=name, consistency_level="Strong", timeout=20
@@ -294,6 +301,9 @@ def handlers():
 
 
 def left_behind():
+    gc.collect()  # stores of other tests
+    while connections._dropped:
+        time.sleep(0.001)
     return open_channels(), handlers()
 
 
@@ -369,9 +379,10 @@ async def test_a_client_that_could_not_connect_leaves_nothing(reopen, recorder):
     assert left_behind() == before
 
 
-async def test_stores_share_no_connection(reopen, recorder):
+async def test_stores_with_other_options_share_no_connection(reopen, recorder):
     # A server that ends the connection of an idle client must not take others with it.
-    for store in (reopen(uri=recorder.uri), reopen(uri=recorder.uri)):
+    other = {"grpc_options": {"grpc.primary_user_agent": "other"}}
+    for store in (reopen(uri=recorder.uri), reopen(uri=recorder.uri, **other)):
         await store.aconnect()
     for colour in ("sync", "async"):
         assert len({call.peer for call in recorder.of(colour)}) == 2
@@ -427,6 +438,8 @@ async def test_a_read_sees_this_process_own_writes_at_once(make_store, coloured,
 async def test_every_read_takes_a_consistency_level(shared, coloured, level):
     store = coloured(shared)
     options = {"consistency_level": level}
+    # Once everything is seen, the levels that promise nothing show it as well.
+    await store.get_nodes(["node-1"], consistency_level="Strong")
     assert len((await store.query(query(), **options)).ids) == 4
     assert [n.node_id for n in await store.get_nodes(["node-1"], **options)] == ["node-1"]
 
@@ -596,5 +609,36 @@ async def test_embedded_lite_starts_without_holding_the_loop(tmp_path, heartbeat
         store = MilvusVectorStore(uri=str(tmp_path / f"{run}.db"), dim=8)
         await store.aconnect()
         await store.aclose()
+
+    await assert_no_stall(heartbeat, work)
+
+
+async def test_mmr_over_many_candidates_does_not_hold_the_loop(make_store, heartbeat):
+    nodes = make_nodes(2_000, dim=768)
+    store = make_store(dim=768)
+    await store.async_add(nodes)
+    query = VectorStoreQuery(
+        query_embedding=nodes[0].embedding, similarity_top_k=10, mode=VectorStoreQueryMode.MMR
+    )
+
+    async def work(run):
+        result = await store.aquery(query, mmr_prefetch_k=2_000)
+        assert len(result.ids) == 10
+
+    await assert_no_stall(heartbeat, work)
+
+
+async def test_many_queries_are_checked_without_holding_the_loop(make_store, heartbeat):
+    """The last is refused, so that nothing is sent."""
+    store = make_store()
+    await store.aconnect()
+    embedding = [1.0] * DIM
+    queries = [VectorStoreQuery(query_embedding=embedding) for _ in range(10_000)]
+    queries.append(VectorStoreQuery(query_embedding=None))
+
+    async def work(run):
+        with pytest.raises(QueryError, match="needs query_embedding"):
+            await store.aquery_many(queries)
+        assert "search" not in store.stats()
 
     await assert_no_stall(heartbeat, work)

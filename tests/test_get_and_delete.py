@@ -17,8 +17,13 @@ from llama_index.core.vector_stores.types import (
 
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async._operations.reads import ROWS_PER_PAGE
-from llama_index_milvus_async._transport.backend import MAX_IDS
-from llama_index_milvus_async.errors import ConfigurationError, QueryError, ServerError
+from llama_index_milvus_async._transport.limits import MAX_IDS
+from llama_index_milvus_async.errors import (
+    CollectionError,
+    ConfigurationError,
+    QueryError,
+    ServerError,
+)
 from tests.fixtures.stores import Coloured, collection_name, make_nodes
 
 DIM = 2
@@ -297,6 +302,7 @@ async def test_a_read_of_an_unknown_partition_gives_no_nodes(store, engine, pref
 
 
 async def test_what_the_server_refuses_is_an_error(shared, make_shared_store, raw, coloured):
+    shared.connect()
     alias = collection_name("alias")
     raw.create_alias(shared.collection_name, alias)
     store = coloured(make_shared_store(collection_name=alias, dim=DIM))
@@ -311,7 +317,7 @@ async def test_what_the_server_refuses_is_an_error(shared, make_shared_store, ra
         (store.get_nodes, {"filters": where(test="a")}),
     ]
     for method, arguments in refused:
-        with pytest.raises(ServerError, match=alias):
+        with pytest.raises(CollectionError, match=alias):
             await method(**arguments)
 
 

@@ -23,9 +23,9 @@ from pymilvus import MilvusException
 
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async._retrieval.values import MAX_TOP_K
+from llama_index_milvus_async._translation.column_values import MAX_JSON_BYTES
 from llama_index_milvus_async._translation.layout import MAX_VARCHAR_BYTES
-from llama_index_milvus_async._translation.node_to_row import MAX_DYNAMIC_BYTES
-from llama_index_milvus_async._transport.backend import MAX_IDS, MAX_QUEUED_BYTES
+from llama_index_milvus_async._transport.limits import MAX_IDS, MAX_QUEUED_BYTES
 from llama_index_milvus_async.errors import (
     FilterError,
     NodeError,
@@ -349,7 +349,7 @@ async def test_the_largest_metadata(small, coloured, colour):
     [again] = await store.get_nodes([fits.node_id])
     assert again.metadata == fits.metadata
     over = TextNode(id_=f"over {colour}", text="t", embedding=NOWHERE)
-    for metadata in ({"k": "m" * MAX_DYNAMIC_BYTES}, {f"k{i}": "m" * 1_000 for i in range(66)}):
+    for metadata in ({"k": "m" * MAX_JSON_BYTES}, {f"k{i}": "m" * 1_000 for i in range(66)}):
         over.metadata = metadata
         with pytest.raises(NodeError, match=r"65536|65535"):
             await store.add([fits, over])
@@ -360,7 +360,7 @@ async def test_the_largest_metadata(small, coloured, colour):
 def test_the_server_and_the_package_count_the_dynamic_field_alike(small, raw):
     """What the package lets through the server takes; a byte more, and either refuses."""
     rest = len(json.dumps({"k": ""}, separators=(",", ":")))
-    full = bare_row("full", k="m" * (MAX_DYNAMIC_BYTES - rest))
+    full = bare_row("full", k="m" * (MAX_JSON_BYTES - rest))
     raw.insert(small.collection_name, [full])
     with pytest.raises(MilvusException, match="65536"):
         raw.insert(small.collection_name, [{**full, "k": full["k"] + "m"}])
@@ -422,7 +422,7 @@ async def test_the_queue_of_large_rows_is_bounded(small):
         node.set_content(text)
         node.embedding = NOWHERE
     await small.aconnect()
-    lanes = small._connections.of_running_loop().coalescer._lanes
+    lanes = small._connections.transport().coalescer._lanes
     queued = []
 
     async def watch():

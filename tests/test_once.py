@@ -74,3 +74,43 @@ def test_an_interruption_is_for_the_thread_that_makes_it_alone():
         with pytest.raises(KeyboardInterrupt):
             first.result(30)
     assert len(makers) == 2
+
+
+def test_each_waiter_has_an_exception_of_its_own():
+    """Raising one adds to its traceback, and sets its context."""
+    begun = threading.Barrier(9)
+
+    def make():
+        begun.wait(30)
+        raise ValueError("not yet") from KeyError("why")
+
+    once = Once(make)
+
+    async def caught():
+        try:
+            await once.aget()
+        except ValueError as error:
+            return error
+
+    async def main():
+        waiters = [asyncio.ensure_future(caught()) for _ in range(8)]
+        await asyncio.sleep(0)
+        for _ in range(8):
+            threading.Thread(target=begun.wait, args=(30,)).start()
+        return await asyncio.gather(*waiters)
+
+    errors = asyncio.run(main())
+    assert len(set(map(id, errors))) == 8
+    assert all(isinstance(error.__cause__, KeyError) for error in errors)
+
+
+def test_what_is_forgotten_is_made_again_once():
+    once = Once(object)
+    first = once.get()
+    once.forget(first)
+    second = once.get()
+    assert second is not first
+    once.forget(first)  # by a caller that still has the first
+    assert once.get() is second
+    once.forget()
+    assert asyncio.run(once.aget()) is not second

@@ -461,7 +461,7 @@ def test_a_file_without_lite_is_told_what_to_install(bare: Environment, tmp_path
     result = bare.run("-c", USE_A_STORE, str(tmp_path / "milvus.db"))
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"{PACKAGE}.errors.LiteNotInstalledError: ")
+    assert last.startswith(f"{PACKAGE}.LiteNotInstalledError: ")
     assert 'pip install "llama-index-milvus-async[lite]"' in last
     assert list(tmp_path.iterdir()) == []
 

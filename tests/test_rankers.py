@@ -177,9 +177,17 @@ def test_a_callable():
     assert ranker.rank is rank
 
 
-@pytest.mark.parametrize("ranker", [Rrf(7), Weighted((0.5, 0.25)), Weighted((1.0, 0.5), False)])
-def test_a_ranker_is_what_pymilvus_makes_of_it(ranker):
-    assert ranker_of(ranker.for_milvus(), None, "milvus_ranker") == ranker
+@pytest.mark.parametrize(
+    ("ranker", "of_pymilvus"),
+    [
+        (Rrf(7), RRFRanker(7)),
+        (Weighted((0.5, 0.25)), WeightedRanker(0.5, 0.25)),
+        (Weighted((1.0, 0.5), False), WeightedRanker(1.0, 0.5, norm_score=False)),
+    ],
+)
+def test_a_ranker_is_what_pymilvus_makes_of_it(ranker, of_pymilvus):
+    assert ranker.for_milvus() == of_pymilvus.dict()
+    assert ranker_of(of_pymilvus, None, "milvus_ranker") == ranker
 
 
 @pytest.mark.parametrize(

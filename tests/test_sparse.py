@@ -9,6 +9,7 @@ import copy
 import functools
 import math
 import pickle
+import struct
 import sys
 import threading
 import time
@@ -25,7 +26,11 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from pymilvus import CollectionSchema, DataType, FieldSchema, Function, FunctionType
 
 from llama_index_milvus_async._operations.sparse_encoders import SparseEncoder, check_vectors
-from llama_index_milvus_async._translation.sparse_vectors import MAX_INDEX, sparse_vector
+from llama_index_milvus_async._translation.sparse_vectors import (
+    MAX_INDEX,
+    sparse_bytes,
+    sparse_vector,
+)
 from llama_index_milvus_async.errors import ConfigurationError, EncoderError
 from llama_index_milvus_async.sparse import (
     BaseSparseEmbeddingFunction,
@@ -609,6 +614,13 @@ def test_every_form_is_the_same_vector(vector):
         assert found == vector
         assert {type(index) for index in found} == {int}
         assert {type(value) for value in found.values()} == {float}
+
+
+@given(vectors)
+def test_the_bytes_of_a_vector_are_its_entries_by_index(vector):
+    content = sparse_bytes(vector)
+    entries = list(struct.iter_unpack("<If", content))
+    assert entries == sorted(vector.items())
 
 
 @given(vectors)

@@ -1,4 +1,4 @@
-"""Dense vectors of every type: what is stored of a number, what is refused, what pymilvus sends."""
+"""Dense vectors of every type: what is stored of a number, in which bytes, what is refused."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pymilvus import DataType
-from pymilvus.client.prepare import Prepare
-from pymilvus.grpc_gen import common_pb2
 
 from llama_index_milvus_async._translation.vectors import (
     DENSE_METRICS,
     FLOAT32_MAX,
-    is_finite,
+    numbers_of,
     packed,
     unpacked,
 )
@@ -52,22 +50,12 @@ every_type = pytest.mark.parametrize("kind", list(VALUES), ids=lambda kind: kind
 float_types = pytest.mark.parametrize("kind", FLOATS, ids=lambda kind: kind.name)
 
 
-def as_bytes(value: Any) -> bytes:
-    """What `packed` returns, as the bytes that a message has of it."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, list):
-        return struct.pack(f"<{len(value)}f", *value)
-    assert isinstance(value, np.ndarray)
-    return value.tobytes()
-
-
 def stored(numbers: Any, kind: DataType) -> list[float]:
     """What comes back of a vector that was written."""
     dim = len(numbers)
-    value = packed(numbers, kind, dim)
-    read = value.tolist() if kind == FLOAT and isinstance(value, np.ndarray) else value
-    return unpacked(read if kind == FLOAT else as_bytes(value), kind, dim)
+    content = packed(numbers, kind, dim)
+    assert type(content) is bytes
+    return unpacked(content, kind, dim)
 
 
 # What is kept of numbers
@@ -76,7 +64,7 @@ def stored(numbers: Any, kind: DataType) -> list[float]:
 @every_type
 def test_numbers_come_back_as_they_were(kind: DataType) -> None:
     assert stored(VALUES[kind], kind) == VALUES[kind]
-    assert as_bytes(packed(VALUES[kind], kind, 8)) == BYTES[kind]
+    assert packed(VALUES[kind], kind, 8) == BYTES[kind]
 
 
 def test_every_dense_type_has_metrics_and_is_tested() -> None:
@@ -121,10 +109,12 @@ def test_the_caller_s_vector_stays_as_it_was(kind: DataType) -> None:
     assert as_list == as_array.tolist() == VALUES[kind]
 
 
-def test_a_list_of_floats_is_not_converted() -> None:
-    """pymilvus packs it faster than an array."""
-    vector = [0.1, 0.2]
-    assert packed(vector, FLOAT, 2) is vector
+@every_type
+def test_vectors_of_a_response_are_read_as_one_array(kind: DataType) -> None:
+    rows = [VALUES[kind], [0.0] * 8]
+    content = b"".join(packed(row, kind, 8) for row in rows)
+    array = np.frombuffer(content, "<f4" if kind == FLOAT else np.uint8).reshape(2, -1)
+    assert numbers_of(array, kind, 8).tolist() == rows
 
 
 def nearest(value: float, kind: DataType) -> float:
@@ -207,9 +197,7 @@ def test_any_32_bit_numbers_come_back(numbers: list[float]) -> None:
 @given(numbers=st.lists(st.integers(-128, 127), min_size=1, max_size=20))
 def test_any_8_bit_integers_come_back(numbers: list[int]) -> None:
     assert stored(numbers, INT8) == numbers
-    assert as_bytes(packed(numbers, INT8, len(numbers))) == struct.pack(
-        f"{len(numbers)}b", *numbers
-    )
+    assert packed(numbers, INT8, len(numbers)) == struct.pack(f"{len(numbers)}b", *numbers)
 
 
 @given(content=st.binary(min_size=1, max_size=20))
@@ -223,16 +211,6 @@ def test_any_bits_come_back_and_the_first_is_the_highest(content: bytes) -> None
 
 
 # Reading
-
-
-@every_type
-def test_bytes_are_read_as_searches_and_as_queries_give_them(kind: DataType) -> None:
-    if kind == FLOAT:
-        assert unpacked(np.float32(VALUES[kind]), kind, 8) == VALUES[kind]
-        assert unpacked(VALUES[kind], kind, 8) == VALUES[kind]
-        return
-    assert unpacked(BYTES[kind], kind, 8) == VALUES[kind]
-    assert unpacked([BYTES[kind]], kind, 8) == VALUES[kind]
 
 
 @every_type
@@ -268,24 +246,20 @@ def test_a_vector_is_finite_where_each_of_its_32_bit_numbers_is(numbers: list[fl
     with np.errstate(over="ignore"):
         array = np.float32(numbers)
     expected = all(abs(value) <= FLOAT32_MAX for value in numbers)
-    assert is_finite(numbers) == expected
-    assert is_finite(array) == bool(np.isfinite(array).all())
-    try:
-        packed(numbers, FLOAT, len(numbers))
-    except ValueError:
-        assert not np.isfinite(array).all()
-    else:
-        assert np.isfinite(array).all()
-
-
-@pytest.mark.parametrize("numbers", [["a"], [None], [[1.0]], [10**400], [1j]], ids=str)
-def test_what_are_no_numbers_is_not_finite(numbers: list[Any]) -> None:
-    assert not is_finite(numbers)
+    # A number may round to the largest of 32 bits, or to infinity.
+    assert np.isfinite(array).all() >= expected
+    for vector in (numbers, tuple(numbers), np.array(numbers)):
+        try:
+            content = packed(vector, FLOAT, len(numbers))
+        except ValueError:
+            assert not np.isfinite(array).all()
+        else:
+            assert np.isfinite(array).all()
+            assert content == array.tobytes()
 
 
 def test_values_whose_squares_overflow_are_finite() -> None:
-    assert is_finite([FLOAT32_MAX] * 1000)
-    assert packed([FLOAT32_MAX] * 1000, FLOAT, 1000) == [FLOAT32_MAX] * 1000
+    assert stored([FLOAT32_MAX] * 1000, FLOAT) == [FLOAT32_MAX] * 1000
 
 
 @pytest.mark.parametrize("value", [65504.1, -65504.1, 65520.0, 1e6, FLOAT32_MAX])
@@ -397,74 +371,3 @@ def test_only_bits_are_taken_as_bytes(kind: DataType) -> None:
 @float_types
 def test_what_converts_to_a_number_is_one(kind: DataType) -> None:
     assert stored([Decimal("0.5"), Fraction(1, 4), True], kind) == [0.5, 0.25, 1.0]
-
-
-# What pymilvus makes of it
-
-PLACEHOLDERS = {
-    FLOAT: common_pb2.PlaceholderType.FloatVector,
-    FLOAT16: common_pb2.PlaceholderType.Float16Vector,
-    BFLOAT16: common_pb2.PlaceholderType.BFloat16Vector,
-    INT8: common_pb2.PlaceholderType.Int8Vector,
-    BINARY: common_pb2.PlaceholderType.BinaryVector,
-}
-SLOTS = {
-    FLOAT: "float_vector",
-    FLOAT16: "float16_vector",
-    BFLOAT16: "bfloat16_vector",
-    INT8: "int8_vector",
-    BINARY: "binary_vector",
-}
-OTHER = {kind: [0.0 if value else 1.0 for value in VALUES[kind]] for kind in VALUES}
-forms = pytest.mark.parametrize("form", [list, np.array], ids=["list", "array"])
-
-
-def schema_of(kind: DataType) -> dict[str, Any]:
-    """A schema as a handler of pymilvus has it."""
-    key = {"name": "id", "type": DataType.VARCHAR, "params": {"max_length": 9}, "is_primary": True}
-    return {"fields": [key, {"name": "v", "type": kind, "params": {"dim": 8}}]}
-
-
-@forms
-@every_type
-def test_rows_become_the_right_column(kind: DataType, form: Callable[..., Any]) -> None:
-    vectors = [VALUES[kind], OTHER[kind]]
-    rows = [{"id": str(i), "v": packed(form(v), kind, 8)} for i, v in enumerate(vectors)]
-    for prepare in (Prepare.row_insert_param, Prepare.row_upsert_param):
-        request = prepare("books", rows, "", schema_of(kind)["fields"], [])
-        (column,) = [field for field in request.fields_data if field.field_name == "v"]
-        assert (column.type, column.vectors.dim) == (kind, 8)
-        assert column.vectors.WhichOneof("data") == SLOTS[kind]
-        content = getattr(column.vectors, SLOTS[kind])
-        if kind == FLOAT:
-            assert list(content.data) == [float(np.float32(x)) for v in vectors for x in v]
-        elif kind == INT8:
-            assert bytes(content) == BYTES[kind] + struct.pack("8b", *map(int, OTHER[kind]))
-        else:
-            assert content == BYTES[kind] + as_bytes(packed(OTHER[kind], kind, 8))
-            assert unpacked(content[: len(content) // 2], kind, 8) == VALUES[kind]
-            assert unpacked(content[len(content) // 2 :], kind, 8) == OTHER[kind]
-
-
-@forms
-@every_type
-def test_queries_become_the_right_placeholders(kind: DataType, form: Callable[..., Any]) -> None:
-    data = [packed(form(VALUES[kind]), kind, 8), packed(form(OTHER[kind]), kind, 8)]
-    # Its handlers look the schema up where the data are bytes.
-    options = {"schema": schema_of(kind)} if isinstance(data[0], bytes) else {}
-    request = Prepare.search_requests_with_expr("books", "v", {}, 10, data=data, **options)
-    group = common_pb2.PlaceholderGroup.FromString(request.placeholder_group)
-    (placeholder,) = group.placeholders
-    assert (request.nq, placeholder.type) == (2, PLACEHOLDERS[kind])
-    assert placeholder.values[0] == BYTES[kind]
-    assert placeholder.values[1] == as_bytes(packed(OTHER[kind], kind, 8))
-
-
-def test_lists_and_arrays_share_a_request() -> None:
-    """Calls that wait at the same time share an RPC, whatever each was given."""
-    forms: list[Any] = [list(VALUES[FLOAT]), np.array(VALUES[FLOAT])]
-    for first, second in (forms, forms[::-1]):
-        data = [packed(first, FLOAT, 8), packed(second, FLOAT, 8)]
-        request = Prepare.search_requests_with_expr("books", "v", {}, 10, data=data)
-        group = common_pb2.PlaceholderGroup.FromString(request.placeholder_group)
-        assert list(group.placeholders[0].values) == [BYTES[FLOAT]] * 2

@@ -31,10 +31,8 @@ stand in line. Per kind, or a bulk insert would keep queries out.
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import math
-import random
 import time
 from bisect import insort
 from collections import OrderedDict
@@ -46,6 +44,8 @@ from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from ..stats import KindStats
+from .backoff import MAX_RESENDS, NotSentError, pause_after
+from .exceptions import own_copy
 
 logger = logging.getLogger(__name__)
 
@@ -53,46 +53,26 @@ Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Seconds of the pause after the first refusal for overload; doubled by each further one.
-FIRST_PAUSE = 0.1
-#: The longest pause, in seconds. A pause is shortened at random by up to a half, so that clients
-#: that were refused together do not come back together.
-LONGEST_PAUSE = 1.0
-#: How often an item without a deadline is sent again: the pauses add
-#: up to some 15 seconds. Items with a deadline are sent again until it passes.
-MAX_RESENDS = 20
-
-
-class NotUnderWayError(asyncio.TimeoutError):
-    """A deadline passed while nothing was under way: at most an earlier attempt had an effect."""
-
-
-def pause_after(refusals: int) -> float:
-    """Seconds to wait after so many refusals in a row."""
-    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(refusals - 1, 30))
-    return longest * random.uniform(0.5, 1)
-
-
-_shares: ContextVar[dict[str, int] | None] = ContextVar("shares", default=None)
+_batch_sizes: ContextVar[dict[str, int] | None] = ContextVar("batch_sizes", default=None)
 
 
 @contextmanager
-def noting_shares() -> Iterator[dict[str, int]]:
+def recording_batch_sizes() -> Iterator[dict[str, int]]:
     """Note, for what is submitted inside, how many items the calls that carried it had.
 
     Yields:
         Name of the kind to the most items of a call.
     """
-    shares: dict[str, int] = {}
-    token = _shares.set(shares)
+    sizes: dict[str, int] = {}
+    token = _batch_sizes.set(sizes)
     try:
-        yield shares
+        yield sizes
     finally:
-        _shares.reset(token)
+        _batch_sizes.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
-class Kind(Generic[Key, Item, Result]):
+class RequestKind(Generic[Key, Item, Result]):
     """What can be asked; make each kind once, two of them never share a call.
 
     Attributes:
@@ -163,11 +143,13 @@ class _Queue:
 
     key: Hashable
     entries: _Entries = field(default_factory=OrderedDict)
-    parts: list[_Entries] = field(default_factory=list)  # to send again as they are, and first
+    resend_first: list[_Entries] = field(
+        default_factory=list
+    )  # to send again as they are, and first
 
     @property
     def front(self) -> _Entries:
-        return self.parts[0] if self.parts else self.entries
+        return self.resend_first[0] if self.resend_first else self.entries
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -185,11 +167,13 @@ class _Batch:
 class _Lane:
     """The state of one kind."""
 
-    kind: Kind[Any, Any, Any]
+    kind: RequestKind[Any, Any, Any]
     max_in_flight: int
     limit: int  # of calls in flight; moved by overload and success
     stats: KindStats = field(default_factory=KindStats)
-    line: _Entries = field(default_factory=OrderedDict)  # waiting for room; not counted in bytes
+    overflow: _Entries = field(
+        default_factory=OrderedDict
+    )  # waiting for room; not counted in bytes
     queues: OrderedDict[Hashable, _Queue] = field(default_factory=OrderedDict)  # next turn first
     bytes: int = 0  # waiting in queues and under way
     in_flight: int = 0
@@ -208,7 +192,7 @@ class _Lane:
         """Drop a queue that became empty, and the pause when nothing waits for its end."""
         queue = self.queues.get(key)
         if queue is not None:
-            queue.parts = [part for part in queue.parts if part]
+            queue.resend_first = [part for part in queue.resend_first if part]
             if not queue.front:
                 del self.queues[key]
         if self.pause is not None and not self.queues:
@@ -242,13 +226,15 @@ class Coalescer:
         self._max_queued_bytes = max_queued_bytes
         self._coalesce = coalesce
         self._clock = clock
-        self._lanes: OrderedDict[Kind[Any, Any, Any], _Lane] = OrderedDict()  # next turn first
+        self._lanes: OrderedDict[RequestKind[Any, Any, Any], _Lane] = (
+            OrderedDict()
+        )  # next turn first
         self._tasks: set[asyncio.Task[None]] = set()  # one for each call, from its turn on
         self._starting: _Batch | None = None  # whose task has not taken its items yet
 
     async def submit(
         self,
-        kind: Kind[Key, Item, Result],
+        kind: RequestKind[Key, Item, Result],
         key: Key,
         item: Item,
         *,
@@ -268,7 +254,7 @@ class Coalescer:
 
         Raises:
             asyncio.TimeoutError: No result within `timeout`; caused by the last attempt's error
-                where there was one. A `NotUnderWayError` where no attempt was under way.
+                where there was one. A `NotSentError` where no attempt was under way.
             Exception: What the call raised. Callers that share a call get copies.
         """
         lane = self._lanes.get(kind)
@@ -282,8 +268,8 @@ class Coalescer:
         number, context, future = lane.stats.calls, copy_context(), loop.create_future()
         entry = _Entry(lane, key, item, weight, size, deadline, now, number, context, future)
         timer = None if timeout is None else loop.call_later(timeout, self._expire, entry)
-        entry.place = lane.line
-        lane.line[entry] = None
+        entry.place = lane.overflow
+        lane.overflow[entry] = None
         self._admit(lane)
         try:
             await future
@@ -294,7 +280,7 @@ class Coalescer:
         finally:
             if timer is not None:
                 timer.cancel()
-        if (shares := _shares.get()) is not None:
+        if (shares := _batch_sizes.get()) is not None:
             shares[kind.name] = max(shares.get(kind.name, 0), entry.companions)
         error, entry.error = entry.error, None
         if error is not None:
@@ -306,24 +292,24 @@ class Coalescer:
 
     def stats(self) -> Mapping[str, KindStats]:
         """A snapshot of the counts, by the name of the kind."""
-        return {kind.name: replace(lane.stats) for kind, lane in self._lanes.items()}
+        return {kind.name: replace(lane.stats) for kind, lane in list(self._lanes.items())}
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing is under way."""
         lanes = self._lanes.values()
-        return not self._tasks and not any(lane.queues or lane.line for lane in lanes)
+        return not self._tasks and not any(lane.queues or lane.overflow for lane in lanes)
 
     # The way of an entry: from the line to a queue to a batch, and there it is settled, or goes
     # back to the queue.
 
     def _admit(self, lane: _Lane) -> None:
         """Let those in line in, as far as there is room."""
-        while lane.line:
-            entry = next(iter(lane.line))
+        while lane.overflow:
+            entry = next(iter(lane.overflow))
             if lane.bytes and lane.bytes + entry.size > self._max_queued_bytes:
                 break
-            del lane.line[entry]
+            del lane.overflow[entry]
             lane.bytes += entry.size
             entry.place = lane.queue(entry.key).entries
             entry.place[entry] = None
@@ -473,7 +459,9 @@ class Coalescer:
         part, now = OrderedDict.fromkeys(entries), self._clock()
         for entry in entries:
             entry.place, entry.batch, entry.since = part, None, now
-        insort(lane.queue(entries[0].key).parts, part, key=lambda part: next(iter(part)).number)
+        insort(
+            lane.queue(entries[0].key).resend_first, part, key=lambda part: next(iter(part)).number
+        )
 
     def _slow_down(self, lane: _Lane, batch: _Batch) -> None:
         # Calls that were under way together are refused together, and halve the limit once.
@@ -497,7 +485,7 @@ class Coalescer:
         self._withdraw(entry)
         if not entry.future.done():
             entry.lane.stats.timed_out += 1
-            kind = asyncio.TimeoutError if under_way else NotUnderWayError
+            kind = asyncio.TimeoutError if under_way else NotSentError
             error = kind(f"{entry.lane.kind.name}: no result in time")
             error.__cause__ = entry.error
             entry.settle(error=error)
@@ -513,7 +501,7 @@ class Coalescer:
             if not place and entry.batch.task is not None:
                 entry.batch.task.cancel()
             return
-        if place is not lane.line:
+        if place is not lane.overflow:
             lane.bytes -= entry.size
             lane.tidy(entry.key)
         self._admit(lane)
@@ -546,25 +534,14 @@ class Coalescer:
 def _fail(entries: Sequence[_Entry], error: BaseException) -> None:
     for entry in entries:
         if entry.error is None:
-            entry.settle(error=error if len(entries) == 1 else _copy(error))
+            entry.settle(error=error if len(entries) == 1 else own_copy(error))
         else:
             entry.settle(error=_after(entry, error))
 
 
 def _after(entry: _Entry, error: BaseException) -> BaseException:
     """An error that comes after earlier ones of an entry, for its caller alone."""
-    own = _copy(error)
+    own = own_copy(error)
     if not isinstance(entry.error, Exception) or not isinstance(own, Exception):
         return own
     return entry.lane.kind.after(entry.error, own)
-
-
-def _copy(error: BaseException) -> BaseException:
-    """An exception for one caller: raising it adds to its traceback and sets its context."""
-    try:
-        twin = copy.copy(error)
-    except Exception:  # its constructor takes other arguments than it keeps
-        return error
-    twin.__cause__, twin.__context__ = error.__cause__, error.__context__
-    twin.__suppress_context__ = error.__suppress_context__
-    return twin.with_traceback(error.__traceback__)

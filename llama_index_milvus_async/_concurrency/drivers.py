@@ -1,15 +1,44 @@
-"""Calls of functions that users pass, blocking or coroutine functions, in either colour."""
+"""Running coroutines without an event loop, and functions that users pass, plain or `async`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def run_sync(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine that never suspends, without an event loop.
+
+    Raises:
+        RuntimeError: The coroutine suspended; it awaited something else than blocking requests.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result
+    coroutine.close()
+    raise RuntimeError(f"{coroutine!r} suspended, and there is no event loop to wait on")
+
+
+async def block(seconds: float) -> None:
+    """Wait without an event loop."""
+    time.sleep(seconds)  # noqa: ASYNC251
 
 
 def is_asynchronous(function: Callable[..., Any]) -> bool:

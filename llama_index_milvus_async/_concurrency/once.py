@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
+
+from .exceptions import own_copy
 
 T = TypeVar("T")
 
 
 class _InterruptedError(Exception):
     """Who made the value was interrupted."""
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Have each caller raise an exception of its own."""
+    try:
+        yield
+    except _InterruptedError:
+        raise
+    except Exception as error:
+        raise own_copy(error) from error.__cause__
 
 
 class Once(Generic[T]):
@@ -37,20 +50,32 @@ class Once(Generic[T]):
             future, mine = self._claim()
             if mine:
                 self._run(future)
-            with suppress(_InterruptedError):
+            with suppress(_InterruptedError), _own_errors():
                 return future.result()
 
     async def aget(self) -> T:
         """Return the value, making it in a new thread or waiting for the thread that does."""
-        if self._done:
-            return self._done.result()
+        done = self._done
+        if done:
+            return done.result()
         while True:
             future, mine = self._claim()
             if mine:
                 name = "llama-index-milvus-async-ready"
                 threading.Thread(target=self._run, args=(future,), name=name, daemon=True).start()
-            with suppress(_InterruptedError):
+            with suppress(_InterruptedError), _own_errors():
                 return await asyncio.wrap_future(future)
+
+    def forget(self, value: T | None = None) -> None:
+        """Have the next caller make the value again.
+
+        Args:
+            value: What is out of date; nothing happens where another value is there already.
+                By default whatever is there is.
+        """
+        with self._lock:
+            if self._done is not None and (value is None or self._done.result() is value):
+                self._done = None
 
     def _claim(self) -> tuple[Future[T], bool]:
         with self._lock:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .._concurrency.once import Once
 from .._retrieval.options import StoreOptions
 from .._transport.backend import Backend
-from ..errors import CollectionError
+from .._wire.status import is_overload
+from ..errors import (
+    CollectionError,
+    FilterError,
+    MilvusVectorStoreError,
+    NodeError,
+    PartialWriteError,
+    QueryError,
+    RowError,
+    ServerError,
+)
 from .setup import Ready
 from .sparse_encoders import SparseEncoder
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,9 +49,35 @@ class Context:
     encoder: SparseEncoder | None
     options: StoreOptions
 
-    async def ready(self) -> Ready:
-        """Set the collection up where that has not happened yet."""
-        return await self.backend.once(self.setup)
+    async def with_ready(self, operation: Callable[[Ready], Awaitable[T]]) -> T:
+        """Run an operation on the collection, which is set up where that has not happened yet.
+
+        The collection may have been made anew elsewhere, or altered, since it was set up. Where an
+        operation is refused, by our own checks or by Milvus, the collection is looked at again;
+        if it has changed, it is set up again, and the operation runs a second time.
+
+        Args:
+            operation: The operation. It is repeated only where it has not written anything.
+
+        Raises:
+            CollectionError: The collection is gone, or does not fit the store any more.
+        """
+        ready = await self.backend.once(self.setup)
+        try:
+            return await operation(ready)
+        except MilvusVectorStoreError as error:
+            if not _may_be_stale(error) or await self._is_current(ready):
+                raise
+        self.setup.forget(ready)
+        logger.info("collection %r has changed; it is set up again", ready.layout.collection_name)
+        return await operation(await self.backend.once(self.setup))
+
+    async def _is_current(self, ready: Ready) -> bool:
+        try:
+            return await ready.is_current(self.backend)
+        except ServerError:
+            # The error of the operation says more than that of looking again.
+            return True
 
     async def encode(self, texts: Sequence[str], *, queries: bool) -> Sequence[Any]:
         """Encode texts as sparse vectors.
@@ -51,3 +92,17 @@ class Context:
                 "sparse_embedding_function; pass the one that they were computed with"
             )
         return await self.backend.encode(self.encoder, texts, queries=queries)
+
+
+def _may_be_stale(error: MilvusVectorStoreError) -> bool:
+    """Whether an operation was refused, for which an old layout may be the reason.
+
+    Which one it is nobody tells: servers have no code of their own for a field that is not there,
+    or for another dimension.
+    """
+    if isinstance(error, PartialWriteError):
+        return not error.written and not error.unknown
+    if isinstance(error, ServerError):
+        # No second question to a server that has too much to do already.
+        return error.is_answer and not is_overload(error)
+    return isinstance(error, (CollectionError, FilterError, NodeError, QueryError, RowError))

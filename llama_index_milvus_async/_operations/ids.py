@@ -10,7 +10,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from .._retrieval.values import check_ids
 from .._translation import filters as _filters
 from .._translation.layout import Layout
-from .._transport.backend import MAX_IDS
+from .._transport.limits import MAX_IDS
 from .._wire.status import is_too_large
 from ..errors import QueryError, ServerError
 

@@ -11,21 +11,34 @@ from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryResult
 
 from .._concurrency.drivers import is_asynchronous
-from .._requests import HybridSearch, Search
 from .._retrieval.checks import check_query, check_search_options
 from .._retrieval.modes import mode_of
 from .._retrieval.options import SearchOptions
 from .._retrieval.plan import PreparedSearch, SearchPlanner
 from .._retrieval.ranking import CallableRanker, ClientRanker
-from .._retrieval.results import ScoredHits, check_ranked, choose_hits, empty_result, node_of
-from .._transport.backend import MAX_SEARCH_HITS, MAX_SEARCH_VECTORS
+from .._retrieval.results import (
+    Hit,
+    ScoredHits,
+    check_ranked,
+    choose_hits,
+    empty_result,
+    node_of,
+    takes_long,
+)
+from .._rpc import Hits, HybridSearch, Search
+from .._transport.limits import MAX_SEARCH_HITS, MAX_SEARCH_VECTORS
 from .context import Context
 from .ids import in_parts
+from .setup import Ready
 
 #: A search of a query: the query's number, and the leg's.
 _Place = tuple[int, int]
 #: What is sent for it: the request, and the data that it does not share with others.
 _Wanted = Mapping[_Place, tuple[Search | HybridSearch, Any]]
+
+#: The nodes that a query has found, with their similarities: those of the result, or of each leg
+#: where a ranker of the user is to rank them.
+Found = tuple[PreparedSearch, list[tuple[list[BaseNode], list[float]]]]
 
 
 async def query(
@@ -47,20 +60,13 @@ async def query_many(
     asked = [i for i, query in enumerate(queries) if query.doc_ids is None or query.doc_ids]
     if not asked:
         return results
-    searches = await _prepare(context, {i: queries[i] for i in asked}, options)
-    hits = await _search(context, searches, options)
 
-    chosen: dict[int, list[ScoredHits]] = {}
+    async def find(ready: Ready) -> list[Found]:
+        searches = await _prepare(context, ready, [queries[i] for i in asked], options)
+        hits = await _search(context, searches, options)
+        return await _make_nodes(context, searches, hits)
 
-    def hits_of_all() -> Iterator[tuple[PreparedSearch, Mapping[str, Any]]]:
-        for i, search in searches.items():
-            chosen[i] = choose_hits(search, hits[i])
-            for scored in chosen[i]:
-                yield from ((search, hit) for hit in scored.hits)
-
-    nodes = iter(await context.backend.convert(hits_of_all(), node_of))
-    for i, search in searches.items():
-        legs = [(list(islice(nodes, len(one.hits))), one.similarities) for one in chosen[i]]
+    for i, (search, legs) in zip(asked, await context.with_ready(find), strict=True):
         if len(legs) == 1:
             [(found, similarities)] = legs
         else:
@@ -72,32 +78,30 @@ async def query_many(
 
 
 async def _prepare(
-    context: Context, queries: Mapping[int, VectorStoreQuery], options: SearchOptions
-) -> dict[int, PreparedSearch]:
-    """Prepare the searches of queries, by the queries' numbers."""
-    ready = await context.ready()
+    context: Context, ready: Ready, queries: Sequence[VectorStoreQuery], options: SearchOptions
+) -> list[PreparedSearch]:
+    """Prepare the searches of queries."""
     sparse: dict[int, Any] = {}
     if ready.layout.encodes_sparse:
         texts = {
             i: query.query_str or ""
-            for i, query in queries.items()
+            for i, query in enumerate(queries)
             if mode_of(query, options).searches_sparse(query)
         }
         encoded = await context.encode(list(texts.values()), queries=True) if texts else []
         sparse = dict(zip(texts, encoded, strict=True))
     planner = SearchPlanner(options, ready.layout, ready.indexes, context.options)
-    searches = await context.backend.convert(
-        queries, lambda i: planner.prepare(queries[i], sparse.get(i))
+    return await context.backend.convert(
+        enumerate(queries), lambda numbered: planner.prepare(numbered[1], sparse.get(numbered[0]))
     )
-    return dict(zip(queries, searches, strict=True))
 
 
 async def _search(
-    context: Context, searches: Mapping[int, PreparedSearch], options: SearchOptions
-) -> dict[int, list[Sequence[Any]]]:
+    context: Context, searches: Sequence[PreparedSearch], options: SearchOptions
+) -> list[list[Hits]]:
     """Send searches; returns for each the hits of its legs, or those that Milvus has fused."""
     wanted: dict[_Place, tuple[Search | HybridSearch, Any]] = {}
-    for i, search in searches.items():
+    for i, search in enumerate(searches):
         if search.hybrid is not None:
             wanted[i, 0] = search.hybrid, tuple(leg.data for leg in search.legs)
         else:
@@ -107,14 +111,14 @@ async def _search(
     # Lite's HNSW drops what the filter refuses, and what was deleted, after the search.
     short: dict[_Place, tuple[Search | HybridSearch, Any]] = {
         (i, number): (leg.exhaustive, leg.data)
-        for i, search in searches.items()
+        for i, search in enumerate(searches)
         if search.hybrid is None
         for number, leg in enumerate(search.legs)
         if leg.exhaustive is not None and len(found[i, number]) < leg.request.limit
     }
     if short:
         found.update(await _send_searches(context, short, options.timeout))
-    hits: dict[int, list[Sequence[Any]]] = {i: [] for i in searches}
+    hits: list[list[Hits]] = [[] for _ in searches]
     for i, number in sorted(found):
         hits[i].append(found[i, number])
     return hits
@@ -122,7 +126,7 @@ async def _search(
 
 async def _send_searches(
     context: Context, wanted: _Wanted, timeout: float | None
-) -> dict[_Place, Sequence[Any]]:
+) -> dict[_Place, Hits]:
     """Send searches, those that ask alike in common requests."""
     alike: dict[Search | HybridSearch, list[_Place]] = {}
     for place, (request, _) in wanted.items():
@@ -133,12 +137,12 @@ async def _send_searches(
         for count in [max(1, min(MAX_SEARCH_VECTORS, MAX_SEARCH_HITS // request.limit))]
         for start in range(0, len(places), count)
     ]
-    found: dict[_Place, Sequence[Any]] = {}
+    found: dict[_Place, Hits] = {}
 
     async def send(batch: tuple[Search | HybridSearch, list[_Place]]) -> None:
         request, places = batch
 
-        async def search(data: Sequence[Any]) -> list[Any]:
+        async def search(data: Sequence[Any]) -> Sequence[Hits]:
             if isinstance(request, HybridSearch):
                 return await context.backend.hybrid_search(request, data, timeout)
             return await context.backend.search(request, data, timeout)
@@ -150,6 +154,31 @@ async def _send_searches(
         if isinstance(outcome, Exception):
             raise outcome
     return found
+
+
+async def _make_nodes(
+    context: Context, searches: Sequence[PreparedSearch], hits: Sequence[Sequence[Hits]]
+) -> list[Found]:
+    """Choose hits, and make their nodes."""
+    in_thread = context.backend.in_thread
+    chosen: dict[int, list[ScoredHits]] = {
+        i: await in_thread(choose_hits, search, hits[i])
+        for i, search in enumerate(searches)
+        if takes_long(search, hits[i])
+    }
+
+    def chosen_hits() -> Iterator[tuple[PreparedSearch, Hit]]:
+        for i, search in enumerate(searches):
+            if i not in chosen:
+                chosen[i] = choose_hits(search, hits[i])
+            for scored in chosen[i]:
+                yield from ((search, hit) for hit in scored.hits)
+
+    nodes = iter(await context.backend.convert(chosen_hits(), node_of))
+    return [
+        (search, [(list(islice(nodes, len(one.hits))), one.similarities) for one in legs])
+        for search, legs in ((search, chosen[i]) for i, search in enumerate(searches))
+    ]
 
 
 async def _rank(

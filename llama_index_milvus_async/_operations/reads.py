@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from .._requests import GetByIds
 from .._retrieval.options import GetOptions, ReadOptions
 from .._retrieval.values import check_output_fields
+from .._rpc import GetByIds, Query, Row
 from .._translation import filters as _filters
 from .._translation.layout import Layout
 from .._translation.row_to_node import RowReader
@@ -19,6 +19,7 @@ from .._wire.status import is_too_large
 from ..errors import QueryError, ServerError
 from .context import Context
 from .ids import check_node_ids, chunks, expressions_of, in_parts
+from .setup import Ready
 
 #: Rows of one page. A row is at most about 200 KiB, and a response must stay below 512 MiB.
 ROWS_PER_PAGE = 2_000
@@ -37,16 +38,19 @@ async def get_nodes(
     check_output_fields(options.output_fields)
     if node_ids is not None and not node_ids:
         return []
-    layout = (await context.ready()).layout
-    named = options.output_fields
-    reader = RowReader(layout, context.options.output_fields if named is None else named)
-    rows: list[Mapping[str, Any]] = []
-    if node_ids is not None and filters is None:
-        rows = await _read_by_ids(context, layout, node_ids, reader.fields, options)
-    else:
-        for expression in expressions_of(layout, node_ids, filters):
-            rows += await read_all(context, layout, expression, reader.fields, options)
-    nodes = await context.backend.convert(rows, reader.node)
+
+    async def read(ready: Ready) -> list[BaseNode]:
+        layout, named = ready.layout, options.output_fields
+        reader = RowReader(layout, context.options.output_fields if named is None else named)
+        rows: list[Row] = []
+        if node_ids is not None and filters is None:
+            rows = await _read_by_ids(context, layout, node_ids, reader.fields, options)
+        else:
+            for expression in expressions_of(layout, node_ids, filters):
+                rows += await read_all(context, layout, expression, reader.fields, options)
+        return await context.backend.convert(rows, reader.node)
+
+    nodes = await context.with_ready(read)
     if node_ids is None:
         return nodes
     by_id = {node.node_id: node for node in nodes}
@@ -59,20 +63,21 @@ async def _read_by_ids(
     node_ids: Sequence[str],
     fields: Sequence[str],
     options: ReadOptions,
-) -> list[Mapping[str, Any]]:
+) -> list[Row]:
     request = GetByIds(
         layout.collection_name,
         layout.primary_key,
+        layout.integer_ids,
         output_fields=tuple(fields),
         partition_names=options.partition_names,
         consistency_level=options.consistency_level or context.options.consistency_level,
         select=partial(_filters.ids_expression, layout),
     )
 
-    async def get(ids: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    async def get(ids: Sequence[str]) -> Sequence[Row]:
         return await context.backend.get_by_ids(request, ids, options.timeout)
 
-    rows: list[Mapping[str, Any]] = []
+    rows: list[Row] = []
     for chunk in chunks(node_ids):
         rows += await in_parts(chunk, get)
     return rows
@@ -84,41 +89,43 @@ async def read_all(
     expression: str,
     fields: Sequence[str],
     options: ReadOptions,
-) -> list[Mapping[str, Any]]:
+) -> list[Row]:
     """Read every row that an expression matches, in pages."""
-    read = partial(
-        context.backend.query,
+    everything = _filters.everything_expression(layout)
+    query = Query(
         layout.collection_name,
-        output_fields=fields,
-        partition_names=options.partition_names,
-        consistency_level=options.consistency_level or context.options.consistency_level,
-        timeout=options.timeout,
+        expression or everything,
+        tuple(fields),
+        options.partition_names,
+        options.consistency_level or context.options.consistency_level,
+        limit=ROWS_PER_PAGE,
     )
-    limit = ROWS_PER_PAGE
 
-    async def read_page(expression: str, **arguments: Any) -> list[Mapping[str, Any]]:
-        nonlocal limit
+    async def read_page(query: Query) -> tuple[Sequence[Row], int]:
+        """Read one page, and how many rows it may have."""
+        assert query.limit is not None
+        limit = query.limit
         while True:
             try:
-                return await read(expression, limit=limit, **arguments)
+                page = await context.backend.query(replace(query, limit=limit), options.timeout)
+                return page, limit
             except ServerError as error:
                 if limit == 1 or not is_too_large(error):
                     raise
                 limit //= 2
 
-    everything = _filters.everything_expression(layout)
-    page = await read_page(expression or everything)
+    page, limit = await read_page(query)
     if len(page) < limit:
-        return page
-    # More than a page: start again, ordered by primary key. A limit alone returns any rows; as an
-    # iterator's request they come sorted, on Lite as well. Such requests ignore the consistency
-    # level, which the read above has already waited for.
-    rows: list[Mapping[str, Any]] = []
-    page_expression = expression or everything
+        return list(page)
+    # More than a page: start again, ordered by primary key. A limit alone returns any rows. Ordered
+    # reads ignore the consistency level, which the read above has already waited for.
+    rows: list[Row] = []
+    query = replace(query, in_order=True, limit=limit)
     while True:
-        page = await read_page(page_expression, iterator="True", reduce_stop_for_best="False")
+        page, limit = await read_page(query)
         rows += page
         if len(page) < limit:
             return rows
         last = max(row[layout.primary_key] for row in page)
-        page_expression = _filters.next_page_expression(layout, expression, last)
+        next_page = _filters.next_page_expression(layout, expression, last)
+        query = replace(query, expression=next_page, limit=limit)

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Seconds to look at a collection again after a refusal, which has its own message meanwhile.
+_LOOK_AGAIN_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -40,10 +43,28 @@ class Ready:
     Attributes:
         layout: The collection's columns.
         indexes: The index of each vector column.
+        schema: What the collection's description says of its schema, and of which collection of
+            its name it is.
     """
 
     layout: Layout
     indexes: Mapping[str, Index]
+    schema: Mapping[str, Any]
+
+    async def is_current(self, backend: Backend) -> bool:
+        """Whether the collection is still as it was found.
+
+        Raises:
+            CollectionError: There is no such collection any more.
+        """
+        name = self.layout.collection_name
+        description = await backend.describe_collection(name, _LOOK_AGAIN_SECONDS)
+        if description is None:
+            raise CollectionError(
+                f"there is no collection {name!r} any more: it was dropped after the store had set "
+                "it up; call refresh() to create it again"
+            )
+        return self.schema == _schema_of(description)
 
 
 @dataclass
@@ -68,8 +89,7 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     name = settings.collection_name
     engine = Engine.parse(await backend.server_version())
     check_engine(settings, engine)
-    if engine.needs_one_writer:
-        backend.note_collection_of_lite(name)
+    backend.note_collection(name, name, locks=engine.needs_one_writer)
     description = await backend.describe_collection(name)
     if description is None or overwrite.pending:
         check_vector_types(settings, engine)
@@ -80,6 +100,8 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     overwrite.pending = False
     if description is None:
         description = await _create(backend, settings)
+    real_name = description.get("collection_name", name)
+    backend.note_collection(name, real_name, locks=engine.needs_one_writer)
     layout = Layout.from_description(description, settings, engine)
     check_layout(layout, settings)
     check_vector_types(settings, engine)
@@ -89,7 +111,14 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     # Without indexes a collection cannot be loaded; whoever manages them does both.
     if all(index.type for index in indexes.values()) and not await backend.is_loaded(name):
         await backend.load_collection(name)
-    return Ready(layout, indexes)
+    return Ready(layout, indexes, _schema_of(description))
+
+
+def _schema_of(description: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What of a description changes where a collection is made anew, or its schema is altered."""
+    # Milvus Lite tells neither ids nor times.
+    keys = ("collection_id", "update_timestamp", "enable_dynamic_field", "fields", "functions")
+    return {key: description.get(key) for key in keys}
 
 
 async def _drop(

@@ -10,12 +10,12 @@ from functools import partial
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from .._requests import DeleteDocuments, Insert
 from .._retrieval.options import DeleteOptions, ReadOptions, WriteOptions
+from .._rpc import DeleteDocuments, Insert
 from .._translation import filters as _filters
 from .._translation.layout import Layout
 from .._translation.node_to_row import PackedRow, RowPacker
-from .._transport.backend import MAX_INSERT_BYTES
+from .._transport.limits import MAX_INSERT_BYTES
 from ..errors import (
     CollectionError,
     PartialWriteError,
@@ -26,6 +26,7 @@ from ..errors import (
 from .context import Context
 from .ids import check_id, check_node_ids, chunks, expressions_of
 from .reads import read_all
+from .setup import Ready
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +35,18 @@ async def add(context: Context, nodes: Sequence[BaseNode], options: WriteOptions
     """Write nodes; returns their ids in the order of the nodes."""
     if not nodes:
         return []
-    layout = (await context.ready()).layout
-    _check_addable(layout)
-    rows = await _pack(context, layout, nodes)
-    await _write(context, layout, rows, options)
+
+    async def write(ready: Ready) -> tuple[Layout, int]:
+        _check_addable(ready.layout)
+        rows = await _pack(context, ready.layout, nodes)
+        await _write(context, ready.layout, rows, options)
+        return ready.layout, len(rows)
+
+    layout, count = await context.with_ready(write)
     if options.force_flush:
         await context.backend.flush(layout.collection_name, options.timeout)
     elif layout.engine.scans_unflushed_rows:
-        context.backend.note_rows_of_lite(layout.collection_name, len(rows))
+        context.backend.count_unflushed_rows(layout.collection_name, count)
     return [node.node_id for node in nodes]
 
 
@@ -91,7 +96,15 @@ async def _write(
     upsert = context.upsert and not layout.engine.merges_upserted_rows
     repeatable = context.upsert or layout.engine.replaces_on_insert
     partition = options.milvus_partition_name
-    request = Insert(layout.collection_name, layout.primary_key, partition, upsert, repeatable)
+    request = Insert(
+        layout.collection_name,
+        layout.written_columns,
+        layout.primary_key,
+        partition,
+        upsert,
+        repeatable,
+        layout.schema_timestamp,
+    )
 
     batches = list(split(rows, context.batch_size, MAX_INSERT_BYTES))
     with _progress(len(rows), options) as written:
@@ -120,6 +133,8 @@ def _raise_failure(
         lost = next(error for error in failures if _write_outcome(error) == "unknown")
         assert isinstance(lost, ServerError)
         raise WriteOutcomeUnknownError(lost.operation, lost.message, lost.code, **ids) from lost
+    if not isinstance(first, ServerError) and (ids["written"] or ids["unknown"]):
+        raise PartialWriteError("insert", str(first), 0, **ids) from first
     if len(batches) == 1 or not isinstance(first, ServerError):
         raise first
     raise PartialWriteError(first.operation, first.message, first.code, **ids) from first
@@ -168,15 +183,19 @@ async def delete(context: Context, doc_ids: str | Sequence[str], options: Delete
         check_id("ref_doc_id", doc_id)
     if not wanted:
         return
-    layout = (await context.ready()).layout
-    select = partial(_filters.doc_ids_expression, layout)
-    partition = options.milvus_partition_name
-    if partition is not None and not layout.engine.deletes_within_partition:
-        await _delete(context, layout, [select(chunk) for chunk in chunks(wanted)], options)
-        return
-    request = DeleteDocuments(layout.collection_name, partition, select)
-    for chunk in chunks(wanted):
-        await context.backend.delete_documents(request, chunk, options.timeout)
+
+    async def remove(ready: Ready) -> None:
+        layout = ready.layout
+        select = partial(_filters.doc_ids_expression, layout)
+        partition = options.milvus_partition_name
+        if partition is not None and not layout.engine.deletes_within_partition:
+            await _delete(context, layout, [select(chunk) for chunk in chunks(wanted)], options)
+            return
+        request = DeleteDocuments(layout.collection_name, partition, layout.doc_id_field, select)
+        for chunk in chunks(wanted):
+            await context.backend.delete_documents(request, chunk, options.timeout)
+
+    await context.with_ready(remove)
 
 
 async def delete_nodes(
@@ -193,20 +212,27 @@ async def delete_nodes(
     check_node_ids(node_ids)
     if node_ids is not None and not node_ids:
         return
-    layout = (await context.ready()).layout
-    expressions = expressions_of(layout, node_ids, filters)
-    if "" in expressions:
-        raise QueryError(
-            "delete_nodes() got filters that every node passes; to delete everything call clear()"
-        )
-    await _delete(context, layout, expressions, options)
+
+    async def remove(ready: Ready) -> None:
+        expressions = expressions_of(ready.layout, node_ids, filters)
+        if "" in expressions:
+            raise QueryError(
+                "delete_nodes() got filters that every node passes; to delete everything call "
+                "clear()"
+            )
+        await _delete(context, ready.layout, expressions, options)
+
+    await context.with_ready(remove)
 
 
 async def clear(context: Context, timeout: float | None) -> None:
     """Delete every row; collection, index, partitions, aliases and grants stay."""
-    layout = (await context.ready()).layout
-    everything = _filters.everything_expression(layout)
-    await _delete(context, layout, [everything], DeleteOptions(timeout=timeout))
+
+    async def remove(ready: Ready) -> None:
+        everything = _filters.everything_expression(ready.layout)
+        await _delete(context, ready.layout, [everything], DeleteOptions(timeout=timeout))
+
+    await context.with_ready(remove)
 
 
 async def _delete(

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llama_index.core.vector_stores.types import VectorStoreQuery
+from pymilvus import DataType
 
-from .._requests import HybridSearch, Search
+from .._rpc import HybridSearch, Search
 from .._translation import filters as _filters
 from .._translation.engine import Engine
 from .._translation.layout import Column, Index, Layout
 from .._translation.numbers import is_number
 from .._translation.row_to_node import RowReader
-from .._translation.sparse_vectors import sparse_vector
+from .._translation.sparse_vectors import sparse_bytes, sparse_vector
 from .._translation.vectors import packed
 from ..errors import QueryError
 from .modes import Mode, mode_of
@@ -211,7 +212,7 @@ class SearchPlanner:
 
     def _expression(self, query: VectorStoreQuery) -> str:
         """The filter of a query; queries mostly have the same objects in common."""
-        # By identity: filters that ask for `1` and for `True` are equal.
+        # By identity: comparing filters takes as long as building their expression.
         key = id(query.filters), id(query.node_ids), id(query.doc_ids)
         if key not in self._expressions:
             self._expressions[key] = _filters.build_expression(
@@ -256,6 +257,7 @@ class SearchPlanner:
         request = Search(
             collection_name=layout.collection_name,
             field_name=field,
+            data_type=self._data_type(field),
             limit=limit,
             expression=expression,
             output_fields=output_fields,
@@ -269,6 +271,12 @@ class SearchPlanner:
             return request, None
         largest = {**params["params"], **all_rows}
         return request, replace(request, params={**params, "params": largest})
+
+    def _data_type(self, field: str) -> DataType:
+        """What the field is searched for: vectors of its type, or texts that Milvus encodes."""
+        column = self._layout.columns[field]
+        is_text = field == self._layout.sparse_field and not self._layout.encodes_sparse
+        return DataType.VARCHAR if is_text else column.type
 
     def _config(self, field: str) -> Mapping[str, Any]:
         """The search parameters of a field, as the caller spells them."""
@@ -362,7 +370,7 @@ def _sparse_data(query: VectorStoreQuery, layout: Layout, sparse: Any) -> Any:
     if not layout.encodes_sparse:
         return query.query_str
     try:
-        return sparse_vector(sparse)
+        return sparse_bytes(sparse_vector(sparse))
     except ValueError as error:
         raise QueryError(f"the sparse embedding of query_str {error}") from error
 

@@ -52,7 +52,7 @@ class Rrf:
 
     def for_milvus(self) -> Any:
         """The ranker as pymilvus takes it."""
-        return RRFRanker(self.k)
+        return {"strategy": "rrf", "params": {"k": self.k}}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Weighted:
 
     def for_milvus(self) -> Any:
         """The ranker as pymilvus takes it."""
-        return WeightedRanker(*self.weights, norm_score=self.normalize)
+        params = {"weights": list(self.weights), "norm_score": self.normalize}
+        return {"strategy": "weighted", "params": params}
 
 
 @dataclass(frozen=True)

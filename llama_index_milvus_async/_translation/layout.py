@@ -9,6 +9,7 @@ from typing import Any
 
 from pymilvus import DataType
 
+from .._rpc import WrittenColumn
 from ..errors import CollectionError
 from .engine import Engine
 from .settings import CollectionSettings
@@ -46,6 +47,7 @@ class Column:
     optional: bool = False
     generated: bool = False  # Milvus fills it, by a function
     reads: tuple[str, ...] = ()  # the columns that the function reads
+    element_type: DataType | None = None  # of an array
 
     @classmethod
     def from_description(cls, field: Mapping[str, Any], reads: tuple[str, ...]) -> Column:
@@ -59,6 +61,7 @@ class Column:
         generated = bool(reads) or bool(field.get("is_function_output"))
         has_default = field.get("default_value") is not None
         max_length, dim = params.get("max_length"), params.get("dim")
+        element_type = field.get("element_type")
         return cls(
             name=field["name"],
             type=DataType(field["type"]),
@@ -67,6 +70,7 @@ class Column:
             optional=bool(field.get("nullable") or generated or has_default),
             generated=generated,
             reads=reads,
+            element_type=DataType(element_type) if element_type else None,
         )
 
 
@@ -77,6 +81,7 @@ class Layout:
     Attributes:
         dense_fields: The dense vector columns that nodes fill, that of `node.embedding` first.
         sparse_field: The sparse vector column, `None` without one.
+        schema_timestamp: The version of the schema.
     """
 
     collection_name: str
@@ -89,6 +94,7 @@ class Layout:
     sparse_field: str | None
     dynamic: bool
     engine: Engine
+    schema_timestamp: int = 0
 
     @classmethod
     def from_description(
@@ -124,6 +130,7 @@ class Layout:
             sparse_field=settings.sparse.name if settings.sparse else None,
             dynamic=dynamic,
             engine=engine,
+            schema_timestamp=int(description.get("update_timestamp") or 0),
         )
 
     @property
@@ -178,6 +185,24 @@ class Layout:
             for name, column in self.columns.items()
             if name not in self.own_columns and column.type not in VECTOR_TYPES
         }
+
+    @cached_property
+    def written_columns(self) -> tuple[WrittenColumn, ...]:
+        """The columns that an insert has values for, the dynamic field last."""
+        columns = [
+            WrittenColumn(
+                name=column.name,
+                type=column.type,
+                dim=column.dim or 0,
+                element_type=column.element_type,
+                optional=column.optional,
+            )
+            for column in self.columns.values()
+            if not column.generated and not (self.auto_id and column.name == self.primary_key)
+        ]
+        if self.dynamic:
+            columns.append(WrittenColumn(DYNAMIC_FIELD, DataType.JSON, is_dynamic=True))
+        return tuple(columns)
 
     def max_bytes(self, name: str) -> int:
         """The most UTF-8 bytes that the VARCHAR column `name` takes."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from llama_index.core.schema import (
     BaseNode,
@@ -31,24 +31,10 @@ from .layout import (
 )
 from .vectors import DENSE_METRICS, unpacked
 
-Row = TypeVar("Row", bound=Mapping[str, Any])
-
 _NODE_CLASSES: dict[str, type[BaseNode]] = {
     node_class.class_name(): node_class
     for node_class in (TextNode, Node, Document, ImageNode, IndexNode)
 }
-
-
-def decoded(rows: Iterable[Row]) -> list[Row]:
-    """The rows of a response, of which pymilvus decodes the dynamic field when they are looked at.
-
-    Raises:
-        RowError: One has bytes there that pymilvus cannot decode; it does not tell which.
-    """
-    try:
-        return list(rows)
-    except Exception as error:
-        raise RowError(f"a row cannot be read ({_summary(error)})") from error
 
 
 class RowReader:
@@ -102,6 +88,10 @@ class RowReader:
     def node(self, row: Mapping[str, Any]) -> BaseNode:
         """Make the node of a row.
 
+        Args:
+            row: Column, or key of the dynamic field, to value; dense vectors are bytes, as
+                `_rpc.WrittenColumn` has them, and sparse ones dictionaries.
+
         Raises:
             RowError: The row, or the serialized node in it, cannot be read.
         """
@@ -110,7 +100,7 @@ class RowReader:
         except RowError:
             raise
         except Exception as error:
-            # The row is data from outside, as is what pymilvus decodes where it is looked at.
+            # The row is data from outside.
             name = "a row"
             with suppress(Exception):
                 name = f"row {str(row[self._layout.primary_key])!r}"

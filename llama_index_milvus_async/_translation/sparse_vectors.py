@@ -1,4 +1,4 @@
-"""Sparse vectors: from what encoders return to index and value."""
+"""Sparse vectors: from what encoders return to index and value, and to bytes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .numbers import is_integer, is_number
 from .vectors import FLOAT32_MAX
 
@@ -16,6 +18,7 @@ from .vectors import FLOAT32_MAX
 MAX_INDEX = 2**32 - 2
 #: What is not larger becomes zero as a 32-bit number: half of the smallest, ties to even.
 _FLOAT32_ZERO = 2.0**-150
+_ENTRY = np.dtype([("index", "<u4"), ("value", "<f4")])
 
 
 def sparse_vector(value: Any) -> dict[int, float]:
@@ -46,6 +49,11 @@ def sparse_vector(value: Any) -> dict[int, float]:
     if not vector:
         raise ValueError("is all zeros")
     return vector
+
+
+def sparse_bytes(vector: Mapping[int, float]) -> bytes:
+    """The bytes of a sparse vector: each index and its value, ascending by index."""
+    return np.array(sorted(vector.items()), dtype=_ENTRY).tobytes()
 
 
 def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:

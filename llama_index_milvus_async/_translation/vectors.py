@@ -1,4 +1,4 @@
-"""Dense vectors of every type that Milvus has: from lists of numbers and back.
+"""Dense vectors of every type that Milvus has: from lists of numbers to bytes and back.
 
 `FLOAT16_VECTOR` and `BFLOAT16_VECTOR` keep the nearest representable numbers of those in 32 bits,
 `INT8_VECTOR` takes integers in -128..127, `BINARY_VECTOR` bits, eight of which make a byte, the
@@ -7,8 +7,8 @@ first the highest.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import struct
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -31,24 +31,8 @@ _NOT_FINITE = "has a value that is not a finite 32-bit number (NaN, infinity)"
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-def is_finite(vector: Sequence[float] | npt.NDArray[Any]) -> bool:
-    """Whether every value is a finite 32-bit number.
-
-    The length of the vector bounds each value, is NaN or infinity where one is, and costs a tenth
-    of looking at each; only a length that cannot tell has them looked at.
-    """
-    if isinstance(vector, np.ndarray):
-        return bool(np.isfinite(vector).all())
-    try:
-        if math.hypot(*vector) <= FLOAT32_MAX:
-            return True
-        return all(abs(value) <= FLOAT32_MAX for value in vector)
-    except (TypeError, OverflowError):
-        return False
-
-
-def packed(vector: Any, kind: DataType, dim: int | None) -> Any:
-    """Check a vector and make of it what pymilvus takes for a column or a search.
+def packed(vector: Any, kind: DataType, dim: int | None) -> bytes:
+    """Check a vector and make of it the bytes that Milvus takes for a column or a search.
 
     Args:
         vector: Numbers, as a list or an array of shape `(dim,)`; for a `BINARY_VECTOR` zeros and
@@ -57,63 +41,81 @@ def packed(vector: Any, kind: DataType, dim: int | None) -> Any:
         dim: Its dimension.
 
     Returns:
-        A list, an array or bytes.
+        The bytes, little-endian.
 
     Raises:
         ValueError: The vector does not fit; the message goes on after "its embedding".
     """
+    if kind is DataType.FLOAT_VECTOR and type(vector) is list and len(vector) == dim:
+        # The way of nearly all vectors, three times as fast as numpy's. What is not finite or not
+        # a number goes on to the checks below.
+        try:
+            content = _floats(dim).pack(*vector)
+        except (struct.error, OverflowError):
+            pass
+        else:
+            if np.isfinite(np.frombuffer(content, dtype="<f4")).all():
+                return content
     if kind == DataType.BINARY_VECTOR:
         return _bits(vector, dim)
-    listed = isinstance(vector, list) and len(vector) == dim
-    if listed and kind == DataType.FLOAT_VECTOR and is_finite(vector):
-        return vector  # pymilvus packs a list of floats faster than an array
     array = _array(vector)
     if array.shape != (dim,):
         if array.ndim == 1:
             raise ValueError(f"has {len(array)} dimensions, the collection {dim}")
         raise ValueError(f"has numbers of {np.asarray(vector).dtype} in shape {array.shape}")
-    if not is_finite(array):
+    if not np.isfinite(array).all():
         raise ValueError(_NOT_FINITE)
     if kind == DataType.FLOAT_VECTOR:
-        return array
+        return array.tobytes()
     if kind == DataType.FLOAT16_VECTOR:
         if np.abs(array).max(initial=0) > _FLOAT16_MAX:
             raise ValueError(f"has a value beyond {_FLOAT16_MAX:g}, the most of 16 bits")
-        return array.astype(np.float16)
+        return array.astype("<f2").tobytes()
     if kind == DataType.BFLOAT16_VECTOR:
         if np.abs(array).max(initial=0) > _BFLOAT16_MAX:
             raise ValueError(f"has a value beyond {_BFLOAT16_MAX:g}, the most of bfloat16")
         return _bfloat16(array)
     if (array != np.rint(array)).any() or array.min() < -128 or array.max() > 127:
         raise ValueError("has a value that is not an integer in -128..127")
-    return array.astype(np.int8)
+    return array.astype(np.int8).tobytes()
 
 
-def unpacked(value: Any, kind: DataType, dim: int | None) -> list[float]:
-    """The numbers of a vector that pymilvus has read from a column."""
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
-        value = value[0]  # queries wrap the bytes of a vector, searches do not
-    if not isinstance(value, bytes):
-        return [float(number) for number in value]
-    numbers: npt.NDArray[Any]
+def unpacked(value: bytes, kind: DataType, dim: int | None) -> list[float]:
+    """The numbers of a vector, from its bytes."""
+    dtype = "<f4" if kind == DataType.FLOAT_VECTOR else np.uint8
+    array = numbers_of(np.frombuffer(value, dtype=dtype), kind, dim)
+    return cast(list[float], array.astype(np.float64).tolist())
+
+
+def numbers_of(vectors: npt.NDArray[Any], kind: DataType, dim: int | None) -> npt.NDArray[Any]:
+    """The numbers of vectors as a response has them.
+
+    Args:
+        vectors: Numbers of a `FLOAT_VECTOR`, bytes of all others; a vector is the last axis.
+        kind: The type of the column.
+        dim: Its dimension.
+    """
+    if kind == DataType.FLOAT_VECTOR:
+        return vectors
     if kind == DataType.BFLOAT16_VECTOR:
-        bits = np.frombuffer(value, dtype="<u2").astype(np.uint32) << 16
-        numbers = bits.view(np.float32)
-    elif kind == DataType.BINARY_VECTOR:
-        numbers = np.unpackbits(np.frombuffer(value, dtype=np.uint8), count=dim)
-    else:
-        numbers = np.frombuffer(value, "<f2" if kind == DataType.FLOAT16_VECTOR else np.int8)
-    return cast(list[float], numbers.astype(np.float64).tolist())
+        return (vectors.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if kind == DataType.BINARY_VECTOR:
+        return np.unpackbits(vectors, axis=-1, count=dim)
+    return vectors.view("<f2" if kind == DataType.FLOAT16_VECTOR else np.int8)
+
+
+@lru_cache(maxsize=64)
+def _floats(count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}f")
 
 
 def _array(vector: Any) -> npt.NDArray[np.float32]:
     if isinstance(vector, np.ndarray) and vector.dtype.kind not in "fiu":
         raise ValueError(f"is an array of {vector.dtype} and shape {vector.shape}")
     try:
-        # One type for all, because pymilvus refuses float16 and keeps float64 as it is. What is
-        # too large becomes infinity, and is refused as such.
+        # What is too large becomes infinity, and is refused as such.
         with np.errstate(over="ignore"):
-            return np.asarray(vector, dtype=np.float32)
+            return np.asarray(vector, dtype="<f4")
     except OverflowError:  # an integer that no float is large enough for
         raise ValueError(_NOT_FINITE) from None
     except (TypeError, ValueError) as error:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from .._concurrency.coalescing import MAX_RESENDS, pause_after
+from .._concurrency.backoff import MAX_RESENDS, pause_after
 from .._wire.status import is_being_created, is_overload
 from ..errors import (
     CertificateError,
@@ -24,11 +24,6 @@ T = TypeVar("T")
 _LEAST_TIME = 0.001
 
 
-async def block(seconds: float) -> None:
-    """Wait without an event loop."""
-    time.sleep(seconds)  # noqa: ASYNC251
-
-
 def time_left(timeout: float | None) -> Callable[[], float | None]:
     """A function that says how many seconds of a time-out are left: some always are."""
     if timeout is None:
@@ -37,7 +32,7 @@ def time_left(timeout: float | None) -> Callable[[], float | None]:
     return lambda: max(_LEAST_TIME, ends - time.monotonic())
 
 
-def may_repeat(error: Exception, repeatable: bool) -> bool:
+def is_retryable(error: Exception, repeatable: bool) -> bool:
     """Whether another attempt may be made after an error.
 
     Args:
@@ -53,7 +48,7 @@ def may_repeat(error: Exception, repeatable: bool) -> bool:
     return repeatable or error.nothing_done
 
 
-def after_attempts(earlier: Exception | None, last: Exception) -> Exception:
+def combined_error(earlier: Exception | None, last: Exception) -> Exception:
     """What to tell of several attempts: nothing was done if none of them has done anything."""
     if isinstance(earlier, ServerError) and isinstance(last, StoreClosedError):
         return last if earlier.nothing_done else earlier
@@ -64,11 +59,12 @@ def after_attempts(earlier: Exception | None, last: Exception) -> Exception:
         # The rest of the time was too short for another attempt; why, only the earlier one knows.
         told = copy.copy(earlier)
         told.__cause__ = earlier.__cause__
+    told.is_answer = last.is_answer and (earlier.is_answer or earlier.nothing_done)
     told.nothing_done = last.nothing_done and earlier.nothing_done
     return told
 
 
-async def persist(
+async def retry_until_deadline(
     attempt: Callable[[float | None], Awaitable[T]],
     *,
     timeout: float | None,
@@ -93,11 +89,11 @@ async def persist(
             return await attempt(left())
         except (ServerError, StoreClosedError) as error:
             failures += 1
-            told = after_attempts(told, error)
+            told = combined_error(told, error)
             pause = pause_after(failures)
             seconds = left()
             last = failures > MAX_RESENDS if seconds is None else pause >= seconds
-            if last or not may_repeat(error, repeatable):
+            if last or not is_retryable(error, repeatable):
                 if told is error:
                     raise
                 raise told from told.__cause__

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
 import base64
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
-
-from ..errors import LiteNotInstalledError
+from urllib.parse import urlsplit
 
 #: Seconds to wait for a connection, pymilvus' own default.
 CONNECT_TIMEOUT = 10.0
+
+# Names of this machine for itself, which are one place.
+_LOCALHOST, _LOOPBACK = "localhost", "127.0.0.1"
+# The ports that pymilvus takes where a URI names none.
+_PORT, _HTTPS_PORT = 19530, 443
+# Milvus' name of the database that requests without a name go to.
+_DEFAULT_DATABASE = "default"
 
 # Otherwise gRPC lets all channels of a process to one address share a connection: where the
 # server ends that of an idle client, the first call of a new one fails with it.
@@ -31,6 +36,15 @@ _LITE_GRPC_OPTIONS = {"grpc.keepalive_time_ms": 300_000}
 
 
 @dataclass(frozen=True)
+class ConnectionKey:
+    """What two stores must have in common to use one connection; it holds their secrets."""
+
+    place: str
+    login: tuple[str, ...] = field(repr=False)
+    options: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Address:
     """Where Milvus is and how to log in; secrets are kept out of `repr`."""
 
@@ -44,10 +58,51 @@ class Address:
         """Whether pymilvus starts Milvus Lite in this process for the URI."""
         return self.uri.endswith(".db")
 
-    @property
+    @cached_property
     def place(self) -> str:
-        """What is the same for every address of one engine, as far as it shows."""
-        return os.path.abspath(self.uri) if self.is_lite else self.uri
+        """What is the same for every spelling of an engine's address.
+
+        The host is in lower case, the default port is written out, `localhost` is 127.0.0.1, and
+        the scheme means nothing to the engine; of a file it is the path without links.
+        """
+        if self.is_lite:
+            return os.path.realpath(self.uri)
+        host, colon, port = self.endpoint.rpartition(":")
+        return f"{_LOOPBACK if host == _LOCALHOST else host}{colon}{port}"
+
+    @property
+    def endpoint(self) -> str:
+        """Host and port, as pymilvus has them."""
+        parts = urlsplit(self.uri)
+        if not parts.hostname:
+            return self.uri
+        port = parts.port or (_HTTPS_PORT if parts.scheme == "https" else _PORT)
+        return f"{parts.hostname}:{port}"
+
+    @property
+    def database(self) -> str:
+        """The database, empty for the default one; pymilvus reads it from a URI's path as well."""
+        name = str(self.options.get("db_name") or "")
+        if not name and "://" in self.uri:
+            name = urlsplit(self.uri).path.strip("/").partition("/")[0]
+        return "" if name == _DEFAULT_DATABASE else name
+
+    @cached_property
+    def connection_key(self) -> ConnectionKey:
+        """What two stores must have in common to use one connection.
+
+        The host is as it was written: certificates tell `localhost` from 127.0.0.1.
+        """
+        options = {**self.options, "db_name": self.database}
+        login = (self.token, str(options.pop("user", "") or ""), self.password)
+        where = self.place if self.is_lite else self.endpoint
+        options["secure"] = self.uri.startswith("https") or bool(options.get("secure"))
+        return ConnectionKey(where, login, repr(sorted(options.items())))
+
+    @property
+    def is_global_cluster(self) -> bool:
+        """Whether the URI names a cluster of Zilliz Cloud whose primary may change."""
+        return "global-cluster" in self.uri.lower()
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -75,43 +130,6 @@ class Address:
             "timeout": connect_timeout(timeout),
             "dedicated": True,
         }
-
-
-def check_lite_installed(address: Address) -> None:
-    """Check that Milvus Lite is there where the URI needs it.
-
-    Raises:
-        LiteNotInstalledError: It is not.
-    """
-    if not address.is_lite:
-        return
-    try:
-        import milvus_lite  # noqa: F401
-    except ImportError as error:
-        raise LiteNotInstalledError(
-            f"the URI {address.uri!r} names a local file, which Milvus Lite serves, and it is not "
-            'installed. Run `pip install "llama-index-milvus-async[lite]"`, or pass the URI of a '
-            'server, for example "http://localhost:19530"'
-        ) from error
-
-
-def leave_lite_to_parent() -> None:
-    """In a forked child: have the files that the parent has open left alone when the child ends.
-
-    Milvus Lite would close them, and give up the parent's locks.
-    """
-    module: Any = sys.modules.get("milvus_lite.server_manager")
-    manager = getattr(module, "server_manager_instance", None)
-    if manager is None:
-        return
-    of_parent = set(manager._servers)
-
-    def release_own() -> None:
-        for path in set(manager._servers) - of_parent:
-            manager.release_server(path)
-
-    atexit.unregister(manager.release_all)
-    atexit.register(release_own)
 
 
 def connect_timeout(timeout: float | None) -> float:

@@ -1,4 +1,4 @@
-"""What pymilvus and gRPC raise, translated to this package's exceptions."""
+"""Statuses of Milvus, and what pymilvus and gRPC raise, as this package's exceptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from pymilvus.exceptions import (
@@ -17,7 +17,7 @@ from pymilvus.exceptions import (
     ParamError,
 )
 
-from .._concurrency.coalescing import NotUnderWayError
+from .._concurrency.backoff import NotSentError
 from ..errors import (
     AuthenticationError,
     CertificateError,
@@ -29,10 +29,26 @@ from ..errors import (
     ServerError,
     UnreachableError,
 )
-from .single_attempt import changed_nothing
+from .address import Address
 
-if TYPE_CHECKING:
-    from .address import Address
+#: Operations whose failure has certainly changed nothing.
+READS = frozenset(
+    {
+        "connect",
+        "describe_collection",
+        "describe_index",
+        "get",
+        "get_load_state",
+        "get_server_version",
+        "has_collection",
+        "has_partition",
+        "hybrid",
+        "hybrid_search",
+        "list_indexes",
+        "query",
+        "search",
+    }
+)
 
 _CONNECT_FAILED = 2
 # What pymilvus says where it has waited for a server's work: to load, to index, to flush.
@@ -45,6 +61,8 @@ _DEADLINE_OF_SERVER = re.compile("context (?:Done|deadline exceeded)$")
 # What gRPC says of a certificate.
 _NOT_TRUSTED = re.compile("CERTIFICATE_VERIFY_FAILED|Hostname Verification Check failed")
 _LARGER_THAN_A_MESSAGE = "message larger than max"
+# The same, and what Milvus says of a result (quotaAndLimits.limits.maxOutputSize, 100 MiB).
+_TOO_LARGE = re.compile(f"{_LARGER_THAN_A_MESSAGE}|exceeds? the maxOutputSize")
 # What Milvus Lite says of a collection whose folder it has and whose schema it has not yet.
 _BEING_CREATED = "[Errno 17] File exists"
 # What pymilvus itself says has one of these codes.
@@ -65,33 +83,69 @@ _NO_ANSWERS = (
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 )
+_TRANSLATED = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, asyncio.TimeoutError)
 # What gRPC says where a proxy has given up a request.
 _GIVEN_UP = "RST_STREAM"
 
 
+def check(status: Any) -> None:
+    """Check the `Status` of a response.
+
+    Raises:
+        MilvusException: It is not that of a success. Servers before 2.3 have no `code`.
+    """
+    if code := status.code or status.error_code:
+        raise MilvusException(code, status.reason, status.error_code)
+
+
 @contextmanager
 def translated(operation: str, address: Address) -> Iterator[None]:
-    """Raise this package's exceptions in place of pymilvus' and gRPC's.
+    """Raise this package's exceptions in place of pymilvus' and gRPC's; see `translate`."""
+    try:
+        yield
+    except Exception as error:
+        failure = translate(operation, error, address)
+        if failure is error:
+            raise
+        raise failure from failure.__cause__
 
-    The original is the `__cause__`, except where it shows a secret.
+
+def translate(
+    operation: str, error: Exception, address: Address, *, recovered: bool = False
+) -> Exception:
+    """Make one of this package's exceptions of what pymilvus or gRPC has raised.
 
     Args:
         operation: What was asked of Milvus, for the message.
+        error: What was raised.
         address: Where, for the message, and whose secrets to keep out of it.
+        recovered: Whether pymilvus has found another address to go on with.
+
+    Returns:
+        The exception, caused by the original one, except where that shows a secret; the original
+        itself where it is neither pymilvus' nor gRPC's.
     """
-    try:
-        yield
-    except MilvusVectorStoreError:
-        raise
-    except ConnectionConfigException as error:
-        raise _configuration_error(error, address) from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ConfigurationError(
+    failure: Exception
+    if isinstance(error, MilvusVectorStoreError):
+        return error
+    if isinstance(error, ConnectionConfigException):
+        failure = _configuration_error(error, address)
+        failure.__cause__ = error
+    elif isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)):
+        failure = ConfigurationError(
             f"{error.filename!r} cannot be read ({error.strerror}); certificates and keys are files"
-        ) from error
-    except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, asyncio.TimeoutError) as error:
+        )
+        failure.__cause__ = error
+    elif isinstance(error, _TRANSLATED):
         failure = _server_error(operation, error, address)
-        raise failure from (None if _shows_secret(error, address) else error)
+        if recovered and isinstance(error, MilvusException):
+            # A standby has refused what only the primary may do.
+            failure = UnreachableError(operation, failure.message, failure.code)
+            failure.nothing_done = True
+        failure.__cause__ = None if _shows_secret(error, address) else error
+    else:
+        return error
+    return failure
 
 
 def is_refusal_of_data(error: Exception) -> bool:
@@ -108,7 +162,7 @@ def is_refusal_of_data(error: Exception) -> bool:
 
 def is_too_large(error: Exception) -> bool:
     """Whether a message was larger than gRPC sends or takes, here or on the server."""
-    return isinstance(error, ServerError) and _LARGER_THAN_A_MESSAGE in error.message
+    return isinstance(error, ServerError) and bool(_TOO_LARGE.search(error.message))
 
 
 def is_overload(error: Exception) -> bool:
@@ -161,9 +215,7 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
     """Build the exception for what a client raised."""
     code, status, message = _details(error)
     message = _redact(message, address)
-    nothing_done = (
-        isinstance(error, NotUnderWayError) or changed_nothing(error) or operation == "connect"
-    )
+    nothing_done = isinstance(error, NotSentError) or operation in READS
     if isinstance(error, asyncio.TimeoutError) and isinstance(error.__cause__, ServerError):
         nothing_done = nothing_done and error.__cause__.nothing_done
         if isinstance(error.__cause__, UnreachableError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llama_index_milvus_async._concurrency.coalescing import Coalescer, Kind
+from llama_index_milvus_async._concurrency.coalescing import Coalescer, RequestKind
 
 UNBOUNDED = 10**9
 
@@ -61,7 +61,7 @@ class Server:
         max_items: int = UNBOUNDED,
         max_weight: int = UNBOUNDED,
         max_bytes: int = UNBOUNDED,
-    ) -> Kind[Any, Any, Any]:
+    ) -> RequestKind[Any, Any, Any]:
         async def receive(key: Any, items: Sequence[Any], timeout: float | None) -> Sequence[Any]:
             call = Call(name, key, list(items), timeout)
             self.calls.append(call)
@@ -73,7 +73,7 @@ class Server:
             finally:
                 call.ended = True
 
-        return Kind(
+        return RequestKind(
             name,
             receive,
             max_items,
@@ -132,7 +132,11 @@ def new_coalescer(max_in_flight: int = 4, **kwargs: Any) -> Coalescer:
 
 
 async def submitted(
-    coalescer: Coalescer, kind: Kind[Any, Any, Any], items: Sequence[Any], key: Any = "k", **kw: Any
+    coalescer: Coalescer,
+    kind: RequestKind[Any, Any, Any],
+    items: Sequence[Any],
+    key: Any = "k",
+    **kw: Any,
 ) -> list[asyncio.Task[Any]]:
     """Submits items in tasks of their own, and lets the loop turn."""
     tasks = [asyncio.create_task(coalescer.submit(kind, key, item, **kw)) for item in items]
@@ -145,7 +149,7 @@ async def outcomes(tasks: Sequence[asyncio.Task[Any]]) -> list[Any]:
 
 
 async def occupied(
-    coalescer: Coalescer, server: Server, kind: Kind[Any, Any, Any]
+    coalescer: Coalescer, server: Server, kind: RequestKind[Any, Any, Any]
 ) -> tuple[Call, asyncio.Task[Any]]:
     """A call that is under way, for the others to wait behind."""
     (task,) = await submitted(coalescer, kind, ["first"], key="first")

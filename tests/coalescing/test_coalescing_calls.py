@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llama_index_milvus_async._concurrency import coalescing as _coalescing
-from llama_index_milvus_async._concurrency.coalescing import Kind
+from llama_index_milvus_async._concurrency.coalescing import RequestKind
 from tests.coalescing.server import (
     LostError,
     frozen,
@@ -47,7 +47,7 @@ async def test_a_lone_item_costs_two_iterations_of_the_loop():
         await asyncio.sleep(0)
         return items
 
-    kind = Kind("search", call, 10, 10, 10, lambda error: False, lambda error: False)
+    kind = RequestKind("search", call, 10, 10, 10, lambda error: False, lambda error: False)
     direct = await iterations_of(call("k", [1], None))
     assert await iterations_of(new_coalescer().submit(kind, "k", 1)) == direct + 2
 
@@ -307,7 +307,7 @@ async def test_a_call_runs_in_a_copy_of_the_context_of_its_first_caller(server):
         user.set("the call")
         return await receive(key, items, timeout)
 
-    kind = Kind("insert", call, 2, 10, 10, lambda error: False, lambda error: False)
+    kind = RequestKind("insert", call, 2, 10, 10, lambda error: False, lambda error: False)
     coalescer = new_coalescer(max_in_flight=1)
 
     async def caller(name: str) -> str:

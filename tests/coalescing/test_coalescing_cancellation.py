@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from llama_index_milvus_async._concurrency.coalescing import Kind, NotUnderWayError
+from llama_index_milvus_async._concurrency.backoff import NotSentError
+from llama_index_milvus_async._concurrency.coalescing import RequestKind
 from tests.coalescing.server import (
     Clock,
     DataError,
@@ -171,7 +172,7 @@ async def test_a_deadline_is_its_callers_own(server):
         results = await outcomes(tasks)
     assert [type(result) for result in results] == [
         str,
-        NotUnderWayError,
+        NotSentError,
         asyncio.TimeoutError,
         str,
     ]
@@ -402,7 +403,7 @@ async def test_items_results_and_errors_are_freed_without_the_garbage_collector(
         return [Row() for _ in items]
 
     coalescer = new_coalescer()
-    kind = Kind("insert", call, 4, 10, 10, lambda error: True, lambda key, error: False)
+    kind = RequestKind("insert", call, 4, 10, 10, lambda error: True, lambda key, error: False)
     rows: list[weakref.ref[Row]] = []
 
     async def caller(key: str) -> None:

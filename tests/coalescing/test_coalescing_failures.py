@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from llama_index_milvus_async._concurrency import coalescing as _coalescing
-from llama_index_milvus_async._concurrency.coalescing import Kind
+from llama_index_milvus_async._concurrency import backoff
+from llama_index_milvus_async._concurrency.coalescing import RequestKind
 from tests.coalescing.server import (
     Call,
     DataError,
@@ -150,7 +150,7 @@ async def test_a_wrong_number_of_results_is_an_error_of_all(server, results):
 
 async def test_a_predicate_that_fails_does_not_leave_callers_waiting(server):
     kind = server.kind()
-    broken = Kind(
+    broken = RequestKind(
         "insert", kind.call, 10, 10, 10, kind.is_separable, lambda _, error: error.missing
     )
     coalescer = new_coalescer()
@@ -166,8 +166,8 @@ async def test_a_predicate_that_fails_does_not_leave_callers_waiting(server):
 async def test_overload_halves_the_calls_in_flight_and_sends_again_after_a_pause(
     server, monkeypatch
 ):
-    monkeypatch.setattr(_coalescing, "FIRST_PAUSE", 1)
-    monkeypatch.setattr(_coalescing, "LONGEST_PAUSE", 5)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE", 1)
+    monkeypatch.setattr(backoff, "LONGEST_PAUSE", 5)
     with frozen() as clock:
         coalescer = new_coalescer(max_in_flight=9, clock=clock)
         kind, search = server.kind(max_items=1), server.kind("search")
@@ -224,8 +224,8 @@ async def test_a_batch_refused_for_overload_goes_again_as_it_was_and_first(serve
 
 
 async def test_success_forgets_earlier_overload(server, monkeypatch):
-    monkeypatch.setattr(_coalescing, "FIRST_PAUSE", 1)
-    monkeypatch.setattr(_coalescing, "LONGEST_PAUSE", 5)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE", 1)
+    monkeypatch.setattr(backoff, "LONGEST_PAUSE", 5)
     with frozen() as clock:
         coalescer, kind = new_coalescer(max_in_flight=5, clock=clock), server.kind(max_items=1)
         for _ in range(3):
@@ -259,12 +259,12 @@ async def test_overload_is_told_after_a_bounded_number_of_tries(server):
             server.open[0].refuse(OverloadError(len(server.calls)))
             await turns()
             if not tasks[0].done():
-                await clock.advance(_coalescing.LONGEST_PAUSE)
+                await clock.advance(backoff.LONGEST_PAUSE)
         results = await outcomes(tasks)
-        assert clock.now - begin == _coalescing.MAX_RESENDS * _coalescing.LONGEST_PAUSE
+        assert clock.now - begin == backoff.MAX_RESENDS * backoff.LONGEST_PAUSE
         assert timers() == []
     assert [type(result) for result in results] == [OverloadError] * 2
-    assert results[0].args == (_coalescing.MAX_RESENDS + 1,)
+    assert results[0].args == (backoff.MAX_RESENDS + 1,)
     assert coalescer.is_idle
 
 
@@ -279,7 +279,7 @@ async def test_the_last_error_tells_of_the_earlier_ones(server):
         for error in (OverloadError("first"), OverloadError("second"), LostError("last")):
             server.open[0].refuse(error)
             await turns()
-            await clock.advance(_coalescing.LONGEST_PAUSE)
+            await clock.advance(backoff.LONGEST_PAUSE)
         told = await outcomes(tasks)
     assert [type(error) for error in told] == [LostError] * 2
     assert [error.args for error in told] == [("first", "second", "last")] * 2
@@ -288,11 +288,11 @@ async def test_the_last_error_tells_of_the_earlier_ones(server):
 async def test_under_overload_a_deadline_decides(server):
     with frozen() as clock:
         coalescer, kind = new_coalescer(clock=clock), server.kind()
-        (task,) = await submitted(coalescer, kind, [0], timeout=200 * _coalescing.LONGEST_PAUSE)
+        (task,) = await submitted(coalescer, kind, [0], timeout=200 * backoff.LONGEST_PAUSE)
         while not task.done():
             if server.open:
                 server.open[0].refuse(OverloadError(len(server.calls)))
-            await clock.advance(_coalescing.LONGEST_PAUSE)
+            await clock.advance(backoff.LONGEST_PAUSE)
         (error,) = await outcomes([task])
     assert len(server.calls) == 100
     assert isinstance(error, asyncio.TimeoutError)

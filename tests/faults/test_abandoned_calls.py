@@ -15,7 +15,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index_milvus_async import MilvusVectorStore
-from llama_index_milvus_async._transport.backend import _LONGEST_TURN
+from llama_index_milvus_async._transport.transport import HOLDERS_GONE_AFTER
 from llama_index_milvus_async.errors import (
     RequestTimeoutError,
     StoreClosedError,
@@ -269,7 +269,7 @@ async def test_calls_under_way_when_the_store_is_closed(busy, recorder, engine, 
     else:
         assert kinds == {StoreClosedError: 6}
     assert len(recorder.named(method)) == sent
-    assert not store._connections._loops
+    assert not store._connections._uses.loops
 
 
 READ_ALL = {"filters": MetadataFilters(filters=[])}
@@ -303,5 +303,5 @@ async def test_one_request_in_flight_at_a_time_is_enough(make_store):
         *(store.adelete_nodes([f"no such node {i}"]) for i in range(30)),
         *(store.aget_nodes(**READ_ALL) for _ in range(10)),
     )
-    assert time.monotonic() - began < _LONGEST_TURN
+    assert time.monotonic() - began < HOLDERS_GONE_AFTER
     assert len(await store.aget_nodes([node.node_id for node in nodes])) == 60

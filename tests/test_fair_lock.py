@@ -1,4 +1,4 @@
-"""Lines of callers of both colours, and what they keep Milvus Lite from."""
+"""The fair lock for threads and event loops, and what it keeps Milvus Lite from."""
 
 import asyncio
 import itertools
@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
-from llama_index_milvus_async._concurrency.fair_lock import Turns
-from llama_index_milvus_async._transport.backend import _SETTLES_AFTER
+from llama_index_milvus_async._concurrency.fair_lock import FairLock
+from llama_index_milvus_async._transport.transport import LITE_SETTLES_AFTER
 from tests.fixtures.stores import make_nodes
 
 LONG = 30.0  # seconds that nothing here takes
@@ -22,107 +22,128 @@ def done(*turns):
 
 
 def test_one_has_its_turn_after_the_other():
-    line = Turns()
-    first, second, third = (line.ask(None) for _ in range(3))
+    lock = FairLock()
+    first, second, third = (lock.enqueue(None) for _ in range(3))
     assert done(first, second, third) == [True, False, False]
-    line.leave(first)
+    lock.release(first)
     assert done(second, third) == [True, False]
-    line.leave(second)
+    lock.release(second)
     assert done(third) == [True]
 
 
 def test_a_turn_may_be_followed_by_a_rest():
-    line = Turns()
-    line.leave(line.ask(None), rest=0.2)
-    assert done(line.ask(None)) == [True]
-    assert 0 < line.rest() <= 0.2
+    lock = FairLock()
+    lock.release(lock.enqueue(None), cooldown=0.2)
+    assert done(lock.enqueue(None)) == [True]
+    assert 0 < lock.cooldown() <= 0.2
     time.sleep(0.2)
-    assert line.rest() == 0
+    assert lock.cooldown() == 0
 
 
 def test_those_who_share_have_their_turns_together_and_do_not_overtake():
-    line = Turns()
-    one, two = line.ask(None, shared=True), line.ask(None, shared=True)
-    alone = line.ask(None)
-    three = line.ask(None, shared=True)
+    lock = FairLock()
+    one, two = lock.enqueue(None, shared=True), lock.enqueue(None, shared=True)
+    alone = lock.enqueue(None)
+    three = lock.enqueue(None, shared=True)
     assert done(one, two, alone, three) == [True, True, False, False]
-    line.leave(one)
+    lock.release(one)
     assert done(alone, three) == [False, False]
-    line.leave(two)
+    lock.release(two)
     assert done(alone, three) == [True, False]
-    line.leave(alone)
+    lock.release(alone)
     assert done(three) == [True]
 
 
 def test_who_leaves_while_waiting_is_passed_over():
-    line = Turns()
-    first, gone, last = (line.ask(None) for _ in range(3))
-    line.leave(gone)
-    line.leave(first)
+    lock = FairLock()
+    first, gone, last = (lock.enqueue(None) for _ in range(3))
+    lock.release(gone)
+    lock.release(first)
     assert gone.cancelled()
     assert done(last) == [True]
 
 
-def test_turns_in_which_nothing_moves_are_taken_for_abandoned():
-    line = Turns()
-    one, two = line.ask(None, shared=True), line.ask(None, shared=True)
-    alone, last = line.ask(None), line.ask(None)
-    before = line.moves
-    line.leave(two)
-    line.skip(before)  # somebody has left
+@pytest.fixture
+def stopped():
+    """An event loop that does not run."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def test_turns_in_which_nothing_moves_are_taken_for_abandoned(stopped):
+    lock = FairLock()
+    one, two = lock.enqueue(stopped, shared=True), lock.enqueue(stopped, shared=True)
+    alone, last = lock.enqueue(stopped), lock.enqueue(None)
+    before = lock.generation
+    lock.release(two)
+    lock.evict_stalled(before)  # somebody has left
     assert done(alone) == [False]
-    line.skip(line.moves)
-    line.skip(before)  # and another one has noticed
+    lock.evict_stalled(lock.generation)
+    lock.evict_stalled(before)  # and another one has noticed
     assert done(alone, last) == [True, False]
-    line.leave(one)  # it was not abandoned after all
+    lock.release(one)  # it was not abandoned after all
     assert done(last) == [False]
-    line.leave(alone)
+    lock.release(alone)
     assert done(last) == [True]
 
 
+async def test_holders_at_work_are_waited_for_however_long_they_take(stopped):
+    """A second writer beside a slow one costs Milvus Lite rows that it has acknowledged."""
+    lock = FairLock()
+    thread, last = lock.enqueue(None), lock.enqueue(None)
+    lock.evict_stalled(lock.generation)
+    assert done(last) == [False]
+    lock.release(thread)
+    running, waiting = lock.enqueue(asyncio.get_running_loop()), lock.enqueue(None)
+    lock.release(last)
+    lock.evict_stalled(lock.generation)
+    assert done(running, waiting) == [True, False]
+
+
 def test_the_turn_of_a_closed_loop_is_passed_over():
-    line = Turns()
+    lock = FairLock()
     loop = asyncio.new_event_loop()
-    first, abandoned = line.ask(None), line.ask(loop)
+    first, abandoned = lock.enqueue(None), lock.enqueue(loop)
     loop.close()
-    last = line.ask(None)
-    line.leave(first)
+    last = lock.enqueue(None)
+    lock.release(first)
     assert done(abandoned, last) == [False, True]
 
 
 async def test_a_cancelled_waiter_leaves_the_line():
-    line, loop = Turns(), asyncio.get_running_loop()
-    first = line.ask(None)
+    lock, loop = FairLock(), asyncio.get_running_loop()
+    first = lock.enqueue(None)
 
     async def wait():
-        turn = line.ask(loop)
+        turn = lock.enqueue(loop)
         try:
             await asyncio.wrap_future(turn)
         finally:
-            line.leave(turn)
+            lock.release(turn)
 
     waiter = asyncio.ensure_future(wait())
     await asyncio.sleep(0)
-    assert line.has(loop)
+    assert lock.needs(loop)
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
-    assert not line.has(loop)
-    line.leave(first)
-    assert done(line.ask(None)) == [True]
+    assert not lock.needs(loop)
+    lock.release(first)
+    assert done(lock.enqueue(None)) == [True]
 
 
 def test_many_threads_are_never_in_it_together():
-    line, inside, most = Turns(), [], []
+    lock, inside, most = FairLock(), [], []
 
     def work():
         for _ in range(50):
-            turn = line.ask(None)
+            turn = lock.enqueue(None)
             turn.result(LONG)
             inside.append(turn)
             most.append(len(inside))
             inside.remove(turn)
-            line.leave(turn)
+            lock.release(turn)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -253,7 +274,7 @@ async def test_a_write_whose_answer_is_lost_is_waited_for(faulty, make_store, co
     faulty.proxy.trap("Insert", at="request", do=faulty.proxy.cut)
     began = time.monotonic()
     await store.add([second])
-    assert time.monotonic() - began >= _SETTLES_AFTER
+    assert time.monotonic() - began >= LITE_SETTLES_AFTER
     assert len(await store.get_nodes([first.node_id, second.node_id])) == 2
 
 
@@ -274,6 +295,6 @@ async def test_a_cancelled_read_is_not_waited_for(recorder, make_store):
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    lines = store._connections.lines("query", store.collection_name)
-    assert [turns.rest() for turns, _ in lines] == [0.0]
+    locks = store._connections.memory(store.collection_name).locks
+    assert [lock.cooldown() for lock, _ in locks.needed("query")] == [0.0]
     end.set()

@@ -2,9 +2,9 @@
 
 import pytest
 
-from llama_index_milvus_async._concurrency.coalescing import LONGEST_PAUSE, MAX_RESENDS
-from llama_index_milvus_async._transport import retries as _persistence
-from llama_index_milvus_async._transport.backend import run_sync
+from llama_index_milvus_async._concurrency.backoff import LONGEST_PAUSE, MAX_RESENDS
+from llama_index_milvus_async._concurrency.drivers import run_sync
+from llama_index_milvus_async._transport import retries
 from llama_index_milvus_async.errors import (
     LiteFileError,
     RequestTimeoutError,
@@ -34,7 +34,7 @@ class Attempts:
         self.now = 0.0
         self.left = []
         self.pauses = []
-        monkeypatch.setattr(_persistence.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(retries.time, "monotonic", lambda: self.now)
 
     async def __call__(self, left):
         self.left.append(left)
@@ -49,7 +49,9 @@ class Attempts:
         self.now += seconds
 
     def run(self, timeout=None, **kwargs):
-        return run_sync(_persistence.persist(self, timeout=timeout, sleep=self.sleep, **kwargs))
+        return run_sync(
+            retries.retry_until_deadline(self, timeout=timeout, sleep=self.sleep, **kwargs)
+        )
 
 
 def test_the_first_success_counts(monkeypatch):

@@ -1,0 +1,126 @@
+"""What the process remembers of collections, whichever of its clients wrote to them.
+
+The key is the canonical address, the database, and the real name of the collection, so that an
+alias or another spelling of the address leads to the same memory. What goes through pymilvus' own
+clients (`store.client`, `store.aclient`) is not in it; pymilvus remembers their inserts itself.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import dataclass, field
+
+from .._wire.stub import last_write
+from .lite import CollectionLocks
+
+#: Under "Session" Milvus shows a process its own inserts, but its own deletes only from the next
+#: time tick on (0.2 s by default). Reads that follow an own delete within this many seconds ask for
+#: "Strong"; the margin is for servers whose ticks lag.
+DELETE_SETTLES_AFTER = 3.0
+
+#: Milvus' levels, by `common.proto`'s numbers.
+_LEVELS = {"Strong": 0, "Session": 1, "Bounded": 2, "Eventually": 3}
+#: Timestamps with a meaning of their own: the newest, and one that the server chooses.
+_TIMESTAMPS = {"Strong": 0, "Bounded": 2}
+#: A timestamp that every server has reached.
+_ANY = 1
+
+
+_writing = threading.Lock()
+
+
+@dataclass(slots=True)
+class CollectionMemory:
+    """What is remembered of one collection.
+
+    Attributes:
+        last_write: Milvus' timestamp of the last insert or upsert.
+        deleted_at: When something was last deleted, by the clock of `time.monotonic`.
+        locks: Who may use it at the same time, `None` where the engine does not care.
+        unflushed_rows: Rows that were written since the last flush; counted on Milvus Lite only.
+    """
+
+    last_write: int = 0
+    deleted_at: float = -math.inf
+    locks: CollectionLocks | None = None
+    unflushed_rows: int = 0
+
+    def note_write(self, timestamp: int) -> None:
+        """Remember an insert or upsert."""
+        with _writing:
+            self.last_write = max(self.last_write, timestamp)
+
+    def note_delete(self) -> None:
+        """Remember a delete, which may have happened although it failed."""
+        self.deleted_at = time.monotonic()
+
+    @property
+    def was_just_deleted_from(self) -> bool:
+        """Whether "Session" may not show yet what this process has deleted."""
+        return time.monotonic() - self.deleted_at < DELETE_SETTLES_AFTER
+
+
+_Key = tuple[str, str, str]
+_memories: dict[_Key, CollectionMemory] = {}
+_real_names: dict[_Key, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The memory of one database.
+
+    Attributes:
+        place: The canonical address.
+        database: The database, empty for the default one.
+        endpoint: Host and port, by which pymilvus remembers the writes of its own clients.
+    """
+
+    place: str
+    database: str
+    endpoint: str
+    _memories: dict[_Key, CollectionMemory] = field(default_factory=lambda: _memories, repr=False)
+
+    def memory(self, collection_name: str) -> CollectionMemory:
+        """What is remembered of a collection, or of an alias' collection."""
+        key = (self.place, self.database, collection_name)
+        if real_name := _real_names.get(key):
+            key = (self.place, self.database, real_name)
+        memory = self._memories.get(key)
+        return self._memories.setdefault(key, CollectionMemory()) if memory is None else memory
+
+    def read_bound(self, collection_name: str, level: str) -> tuple[int, int]:
+        """What a read has to ask for, to mean a consistency level.
+
+        Returns:
+            The level's number, and the timestamp that the server has to have reached.
+        """
+        timestamp = _TIMESTAMPS.get(level, _ANY)
+        if level == "Session":
+            memory = self.memory(collection_name)
+            if memory.was_just_deleted_from:
+                return _LEVELS["Strong"], _TIMESTAMPS["Strong"]
+            theirs = last_write(self.endpoint, self.database, collection_name)
+            timestamp = max(memory.last_write, theirs) or _ANY
+        return _LEVELS[level], timestamp
+
+    def note_collection(self, name: str, real_name: str, *, locks: bool) -> None:
+        """Remember what a collection is really called, and whether its users need locks."""
+        key = (self.place, self.database, name)
+        if name == real_name:
+            _real_names.pop(key, None)
+        else:
+            _real_names[key] = real_name
+        memory = self.memory(name)
+        if locks and memory.locks is None:
+            memory.locks = CollectionLocks()
+
+
+def after_fork_in_child() -> None:
+    """Forget the locks: threads of the parent may hold them."""
+    global _writing
+    _writing = threading.Lock()
+    for memory in _memories.values():
+        if memory.locks is not None:
+            memory.locks = CollectionLocks()
