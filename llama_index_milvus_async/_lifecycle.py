@@ -165,9 +165,12 @@ class ConnectedStore(StoreArguments):
         Blocks where a thread is just connecting, until it has (10 seconds at most). Clients of
         event loops that run in other threads are closed by their loops, soon after this returns.
 
-        Calls under way end at once: in `StoreClosedError` where they have done nothing. A write
-        that was sent may be carried out, and ends as if its connection was lost: in
+        Stores share connections, and the last one that uses a connection closes it. Then calls
+        under way end at once: in `StoreClosedError` where they have done nothing. A write that was
+        sent may be carried out, and ends as if its connection was lost: in
         `WriteOutcomeUnknownError` where it must not be repeated, otherwise in `UnreachableError`.
+        Where others use the connection, what this store has sent is carried out, and nothing
+        more is sent. An `add` that was written in part ends in `PartialWriteError`.
         """
         self._connections.close()
 

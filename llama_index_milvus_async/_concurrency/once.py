@@ -1,4 +1,4 @@
-"""What is made once, for callers of both colours."""
+"""Values that are made once, for threads and event loops."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _own_errors() -> Iterator[None]:
 
 
 class Once(Generic[T]):
-    """Makes a value once, for callers of both colours on any number of threads and loops.
+    """Makes a value once, for callers on any number of threads and event loops.
 
     The first caller makes it; others wait without holding their loop. An asynchronous caller
     has it made in a thread, so that neither its cancellation nor the end of its loop undoes the
