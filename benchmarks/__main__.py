@@ -45,6 +45,8 @@ def main() -> None:
     results["minutes"] = round((time.perf_counter() - began) / 60, 1)
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "results.json"
+    if options.keep and file.exists():
+        report.keep(json.loads(file.read_text()), results)
     file.write_text(json.dumps(results, indent=1) + "\n")
     for written in [file.name, *report.write(results, options.output)]:
         print(f"wrote {written}")
@@ -119,6 +121,7 @@ def read_options() -> Options:
     add("--quick", action="store_true", help="seconds instead of minutes; figures mean nothing")
     add("--full", action="store_true", help=f"also {', '.join(FULL_ONLY)}")
     add("--output", type=Path, default=usual.output, help="directory of the results")
+    add("--keep", action="store_true", help="keep results that are there and not measured again")
     numbers = {
         "rounds": "rounds of each workload",
         "count": "concurrent adds, and concurrent queries",

@@ -14,10 +14,11 @@ import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
-from llama_index.core.vector_stores.types import VectorStoreQuery
-from pymilvus import AsyncMilvusClient
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryResult
+from pymilvus import AsyncMilvusClient, MilvusClient
 
 from llama_index_milvus_async import MilvusVectorStore
 from tests.fixtures.engines import Engine
@@ -102,9 +103,26 @@ class Contender(ABC):
     async def query_one(self, vector: list[float]) -> Ids:
         """Answer one query."""
 
+    @abstractmethod
+    def add_one_sync(self, batch: Batch, position: int) -> None:
+        """Add one node of a batch, in code without an event loop."""
+
+    @abstractmethod
+    def query_one_sync(self, vector: list[float]) -> Ids:
+        """Answer one query, in code without an event loop."""
+
     async def add_each(self, batch: Batch) -> None:
         """Add nodes as an application does that has them one by one: all calls at once."""
         await asyncio.gather(*(self.add_one(batch, i) for i in range(len(batch))))
+
+    async def add_one_by_one(self, batch: Batch) -> None:
+        """Add nodes one after the other, as sync code does; in a thread without an event loop."""
+
+        def add() -> None:
+            for position in range(len(batch)):
+                self.add_one_sync(batch, position)
+
+        await asyncio.to_thread(add)
 
     @abstractmethod
     async def add_all(self, batch: Batch) -> None:
@@ -127,13 +145,25 @@ class _Store(Contender):
         await self.store.async_add(batch.nodes)
 
     async def query_one(self, vector: list[float]) -> Ids:
-        query = VectorStoreQuery(query_embedding=vector, similarity_top_k=self.top_k)
-        ids: Ids = (await self.store.aquery(query)).ids
-        return ids
+        return _ids_of_nodes(await self.store.aquery(self._query(vector)))
+
+    def add_one_sync(self, batch: Batch, position: int) -> None:
+        self.store.add([batch.nodes[position]])
+
+    def query_one_sync(self, vector: list[float]) -> Ids:
+        return _ids_of_nodes(self.store.query(self._query(vector)))
+
+    def _query(self, vector: list[float]) -> VectorStoreQuery:
+        return VectorStoreQuery(query_embedding=vector, similarity_top_k=self.top_k)
+
+
+def _ids_of_nodes(result: VectorStoreQueryResult) -> Ids:
+    """The ids, of the nodes: so that no store is measured that has not made them."""
+    return [node.node_id for node in result.nodes or ()]
 
 
 class ThisStore(_Store):
-    """`llama_index_milvus_async.MilvusVectorStore`, by its asynchronous methods."""
+    """`llama_index_milvus_async.MilvusVectorStore`."""
 
     key = "this"
     label = "this store"
@@ -159,7 +189,7 @@ class Uncoalesced(ThisStore):
 
 
 class Upstream(_Store):
-    """The plugin `llama-index-vector-stores-milvus`, by its asynchronous methods."""
+    """The plugin `llama-index-vector-stores-milvus`."""
 
     key = "upstream"
     label = "upstream plugin"
@@ -185,7 +215,7 @@ class Upstream(_Store):
 
 
 class Floor(Contender):
-    """The bare `AsyncMilvusClient` with as few requests as the work can be done in.
+    """The bare client with as few requests as the work can be done in.
 
     Rows are built before the clock runs, and are inserted into a collection of this store's
     schema. What a query has found is read from the response, since pymilvus decodes it then.
@@ -207,6 +237,11 @@ class Floor(Contender):
             uri=self.engine.uri, token=self.engine.token, **CLIENT_OPTIONS
         )
 
+    @cached_property
+    def sync_client(self) -> MilvusClient:
+        """The client of the sync calls."""
+        return MilvusClient(uri=self.engine.uri, token=self.engine.token, **CLIENT_OPTIONS)
+
     async def open(self) -> None:
         creator = MilvusVectorStore(**self.store_arguments())
         await creator.aconnect()
@@ -215,9 +250,14 @@ class Floor(Contender):
 
     async def close(self) -> None:
         await self.client.close()
+        if "sync_client" in vars(self):
+            self.sync_client.close()
 
     async def add_one(self, batch: Batch, position: int) -> None:
         await self.client.insert(self.collection, [batch.rows[position]])
+
+    def add_one_sync(self, batch: Batch, position: int) -> None:
+        self.sync_client.insert(self.collection, [batch.rows[position]])
 
     async def add_each(self, batch: Batch) -> None:
         await self.add_all(batch)
@@ -235,6 +275,10 @@ class Floor(Contender):
 
     async def query_one(self, vector: list[float]) -> Ids:
         return (await self._search([vector]))[0]
+
+    def query_one_sync(self, vector: list[float]) -> Ids:
+        found = self.sync_client.search(self.collection, **self._search_arguments([vector]))
+        return self._read(found)[0]
 
     async def query_each(self, vectors: Sequence[list[float]]) -> list[Ids]:
         size, at_once = self.plan
@@ -262,15 +306,21 @@ class Floor(Contender):
         return {f"{size} vectors, {n} in flight": seconds for (size, n), seconds in best.items()}
 
     async def _search(self, vectors: Sequence[list[float]]) -> list[Ids]:
-        found = await self.client.search(
-            self.collection,
-            data=list(vectors),
-            anns_field="embedding",
-            limit=self.top_k,
-            output_fields=list(self.FIELDS),
-            search_params=self.search_config,
-            consistency_level=self.level,
-        )
+        arguments = self._search_arguments(vectors)
+        return self._read(await self.client.search(self.collection, **arguments))
+
+    def _search_arguments(self, vectors: Sequence[list[float]]) -> dict[str, Any]:
+        return {
+            "data": list(vectors),
+            "anns_field": "embedding",
+            "limit": self.top_k,
+            "output_fields": list(self.FIELDS),
+            "search_params": self.search_config,
+            "consistency_level": self.level,
+        }
+
+    def _read(self, found: Any) -> list[Ids]:
+        """Read what a search has found, since pymilvus decodes it only then."""
         for hits in found:
             for hit in hits:
                 entity = hit["entity"]

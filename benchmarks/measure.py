@@ -56,6 +56,31 @@ async def measure(
     }
 
 
+class CallClock:
+    """Takes the time of one call after the other, as a context manager around each.
+
+    Processor time is that of this process with all its threads.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._cpu_seconds: list[float] = []
+        self._began = self._cpu_began = 0.0
+
+    def __enter__(self) -> None:
+        self._cpu_began = time.process_time()
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_failure: object) -> None:
+        self._seconds.append(time.perf_counter() - self._began)
+        self._cpu_seconds.append(time.process_time() - self._cpu_began)
+
+    def figures(self) -> Figures:
+        """Percentiles of the seconds, and of the processor's, of all calls so far."""
+        cpu = percentiles(self._cpu_seconds, "cpu_")
+        return {**percentiles(self._seconds), **cpu, "operations": len(self._seconds)}
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The value that a share of all values does not exceed, by the nearest rank."""
     # Rounded first: 0.07 * 100 is a little more than 7.

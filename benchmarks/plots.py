@@ -25,6 +25,7 @@ from .report import (
     engine_title,
     ratio,
     spread,
+    title_of,
     under_load,
     workload_of,
 )
@@ -81,12 +82,17 @@ def write(results: Json, output: Path) -> list[str]:
 def _ratios(results: Json) -> Any:
     shown = []
     for engine in results["engines"]:
-        workloads = [each for each in engine["workloads"] if ratio(each, "this", "floor")]
-        if workloads:
-            shown.append((engine, workloads))
+        compared = [
+            (workload, figure)
+            for workload in engine["workloads"]
+            for figure in (workload["measure"], *(["cpu_p50"] if workload["key"] in LONE else []))
+            if ratio(workload, "this", "floor", figure)
+        ]
+        if compared:
+            shown.append((engine, compared))
     if not shown:
         return None
-    heights = [len(workloads) for _, workloads in shown]
+    heights = [len(compared) for _, compared in shown]
     figure, axes = pyplot.subplots(
         len(shown),
         1,
@@ -95,9 +101,9 @@ def _ratios(results: Json) -> Any:
         squeeze=False,
         layout="constrained",
     )
-    for axis, (engine, workloads) in zip(axes[:, 0], shown, strict=True):
-        _ratio_bars(axis, engine, workloads)
-    axes[-1, 0].set_xlabel("time ÷ time of the floor, logarithmic (shorter is better)")
+    for axis, (engine, compared) in zip(axes[:, 0], shown, strict=True):
+        _ratio_bars(axis, engine, compared)
+    axes[-1, 0].set_xlabel("time ÷ time of the floor, logarithmic (further left is better)")
     figure.legend(
         handles=[
             Patch(color=COLOURS["this"], label=NAMES["this"]),
@@ -111,14 +117,17 @@ def _ratios(results: Json) -> Any:
     return figure
 
 
-def _ratio_bars(axis: Any, engine: Json, workloads: list[Json]) -> None:
+def _ratio_bars(axis: Any, engine: Json, compared: list[tuple[Json, str]]) -> None:
     height = 0.38
-    bounds = {t.workload: t.bound(engine["is_lite"]) for t in TARGETS if t.below == "floor"}
+    bounds = {
+        (t.workload, t.figure): t.bound(engine["is_lite"]) for t in TARGETS if t.below == "floor"
+    }
     ends = [1.0]
-    for position, workload in enumerate(workloads):
-        bound = bounds.get(workload["key"])
+    for position, (workload, figure) in enumerate(compared):
+        of_figure = "" if figure == workload["measure"] else figure
+        bound = bounds.get((workload["key"], of_figure))
         for who, offset in (("this", -height / 2), ("upstream", height / 2)):
-            found = ratio(workload, who, "floor")
+            found = ratio(workload, who, "floor", figure)
             if found is None:
                 continue
             y = position + offset
@@ -127,8 +136,9 @@ def _ratio_bars(axis: Any, engine: Json, workloads: list[Json]) -> None:
             axis.plot([found.least, found.most], [y, y], color=INK, lw=1, alpha=0.6)
             end = max(found.median, found.most, 1)
             ends += [end, found.least]
-            if who == "this":
-                end = max(end, bound or 0)
+            if who == "this" and bound:
+                end = max(end, bound)
+                ends.append(bound)
             axis.annotate(
                 _times(found), (end, y), (6, 0), textcoords="offset points", va="center", size=9
             )
@@ -139,8 +149,8 @@ def _ratio_bars(axis: Any, engine: Json, workloads: list[Json]) -> None:
     axis.axvline(1, color=COLOURS["floor"], lw=1.3)
     axis.set_xscale("log")
     axis.set_xlim(min(0.8, min(ends) * 0.85), max(ends) * 1.6)
-    axis.set_ylim(len(workloads) - 0.45, -0.55)
-    axis.set_yticks(range(len(workloads)), [_label(each) for each in workloads])
+    axis.set_ylim(len(compared) - 0.45, -0.55)
+    axis.set_yticks(range(len(compared)), [_label(*each) for each in compared])
     axis.tick_params(axis="y", length=0)
     ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick < max(ends) * 1.6]
     ticks = [tick for tick in ticks if tick > axis.get_xlim()[0]]
@@ -150,9 +160,10 @@ def _ratio_bars(axis: Any, engine: Json, workloads: list[Json]) -> None:
     axis.set_title(engine_title(engine), loc="left")
 
 
-def _label(workload: Json) -> str:
-    """The title, with the p50 named where it is compared, in lines of a readable length."""
-    title: str = workload["title"] + (" (p50)" if workload["key"] in LONE else "")
+def _label(workload: Json, figure: str) -> str:
+    """The title, with what is compared where it is not all the time, in readable lines."""
+    what = {"p50": " (p50)", "cpu_p50": " (CPU)"}.get(figure, "")
+    title = title_of(workload) + what
     head, comma, tail = title.partition(", ")
     return f"{head},\n{tail}" if comma and len(title) > 30 else title
 

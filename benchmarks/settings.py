@@ -9,11 +9,12 @@ from pathlib import Path
 #: Group to what it measures, in the order of a run.
 WORKLOADS = {
     "adds": "concurrent adds of one node each",
+    "adds-sync": "sync adds of one node each, one after the other",
     "queries": "concurrent queries on 1,000 rows",
     "queries-big": "concurrent queries on many rows with HNSW",
     "bulk": "one add of 5,000 nodes",
     "bulk-50k": "one add of 50,000 nodes",
-    "lone": "one query or one add at a time",
+    "lone": "one query or one add at a time, async and sync",
     "mixed": "adds and queries at a fixed arrival rate",
     "load": "latency of queries and of adds at shares of the capacity",
     "rtt": "adds, queries and the mix through a proxy that adds 20 ms of round-trip time",
@@ -49,6 +50,7 @@ class Options:
         full_bulk: Nodes of one very large add.
         lone: Most calls of each kind, one at a time, in a round.
         lone_seconds: Most seconds of those, per contender and round.
+        lone_top_k: Hits of each query that is made alone.
         open_seconds: Seconds of arrivals of an open loop.
         load_seconds: Seconds of arrivals at each load, and of the closed loop before them.
         load_calls: Least arrivals at each load, where they take no more than twice as long.
@@ -58,6 +60,7 @@ class Options:
         uri: Address of a running server; empty to start the engines.
         token: Its token.
         output: Directory of the results.
+        keep: Whether the results that are there are kept where they are not measured again.
     """
 
     engines: tuple[str, ...] = ("lite", "standalone")
@@ -73,6 +76,7 @@ class Options:
     full_bulk: int = 50_000
     lone: int = 200
     lone_seconds: float = 3.0
+    lone_top_k: int = 3
     open_seconds: float = 6.0
     load_seconds: float = 2.5
     load_calls: int = 60
@@ -82,6 +86,7 @@ class Options:
     uri: str = ""
     token: str = dataclasses.field(default="", repr=False)
     output: Path = Path("benchmarks/results")
+    keep: bool = False
 
     def quick(self) -> Options:
         """The same in seconds, to see that everything works; its figures mean nothing."""
@@ -106,5 +111,5 @@ class Options:
 
     def shown(self) -> dict[str, object]:
         """The options that a reader of the results needs; neither addresses nor secrets."""
-        hidden = {"uri", "token", "output"}
+        hidden = {"uri", "token", "output", "keep"}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in hidden}

@@ -14,7 +14,7 @@ import statistics
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,12 +48,15 @@ from .load import (
     open_loop,
     poisson_arrivals,
 )
-from .measure import Figures, measure, percentiles, settle
+from .measure import CallClock, Figures, measure, percentiles, settle
 from .memory import measure_in_child
 from .settings import COMPARED_LOAD, DELAY_MS, LOADS, Options
 
 #: Contender to its figures; one that has left is missing.
 Round: TypeAlias = dict[str, Figures]
+
+#: Calls one after the other: the clock that takes the time, the contender, and a number.
+Turns: TypeAlias = Iterator[tuple[CallClock, Contender, int]]
 
 #: An add of the batch's only node, or the query of a vector.
 Item: TypeAlias = "Batch | list[float]"
@@ -127,6 +130,7 @@ class Bench:
         """Run the workloads of the options."""
         groups = {
             "adds": self._single_adds,
+            "adds-sync": self._sync_adds,
             "bulk": self._bulk,
             "bulk-50k": self._full_bulk,
             "queries": self._queries_on_small_collection,
@@ -155,9 +159,15 @@ class Bench:
     # -- collections -------------------------------------------------------------------------
 
     def _new(
-        self, kind: type[Contender], engine: Engine, name: str, index: Index, level: str
+        self,
+        kind: type[Contender],
+        engine: Engine,
+        name: str,
+        index: Index,
+        level: str,
+        top_k: int = 0,
     ) -> Contender:
-        return kind(engine, name, self.options.dim, self.options.top_k, index, level)
+        return kind(engine, name, self.options.dim, top_k or self.options.top_k, index, level)
 
     @asynccontextmanager
     async def _fresh(
@@ -194,6 +204,7 @@ class Bench:
         index: Index,
         level: str,
         others: Sequence[type[Contender]] | None = None,
+        top_k: int = 0,
     ) -> AsyncIterator[list[Contender]]:
         """Contenders that read one collection, filled by the raw client, connected and warm.
 
@@ -203,7 +214,7 @@ class Bench:
         if others is not None:
             classes = [Floor, *others]
         name = f"bench_shared_{uuid.uuid4().hex[:8]}"
-        made = [self._new(kind, engine, name, index, level) for kind in classes]
+        made = [self._new(kind, engine, name, index, level, top_k) for kind in classes]
         try:
             floor = made[0]
             await floor.open()
@@ -290,18 +301,36 @@ class Bench:
         workload = self._begin(Workload(key, title, "seconds", len(batch)))
         await self._add_rounds(workload, self.engine, batch, "add_all", rounds)
 
+    async def _sync_adds(self) -> None:
+        batch = self.batch.part(0, self.options.count)
+        title = f"{len(batch):,} sync adds, one by one"
+        workload = self._begin(Workload("sync_adds", title, "seconds", len(batch)))
+        await self._add_rounds(
+            workload, self.engine, batch, "add_one_by_one", self.options.rounds, on_loop=False
+        )
+
     async def _add_rounds(
-        self, workload: Workload, engine: Engine, batch: Batch, method: str, rounds: int
+        self,
+        workload: Workload,
+        engine: Engine,
+        batch: Batch,
+        method: str,
+        rounds: int,
+        on_loop: bool = True,
     ) -> None:
         async def run(classes: list[type[Contender]], _number: int) -> Round:
             result: Round = {}
             async with self._fresh(classes, engine) as made:
                 for each in made:
+                    if not on_loop:
+                        await self._warm_sync(each)
                     before = self._count(each.collection)
                     add = getattr(each, method)
-                    _, result[each.key] = await measure(
-                        partial(add, batch), len(batch), self.options.rest
-                    )
+                    _, figures = await measure(partial(add, batch), len(batch), self.options.rest)
+                    if not on_loop:
+                        # The loop has nothing to do with it, but waits for its turns.
+                        figures = {k: v for k, v in figures.items() if not k.endswith("stall_ms")}
+                    result[each.key] = figures
                     added = self._count(each.collection) - before
                     if added != len(batch):
                         raise RuntimeError(f"{each.label} added {added} of {len(batch)} nodes")
@@ -320,12 +349,11 @@ class Bench:
             await self._queries("single_queries", title, made, self.queries, rounds)
 
     async def _lone_calls(self) -> None:
-        async with self._shared([self._small], self.engine, FLAT, "Strong") as made:
-            await self._lone_queries("lone_query", "a lone query, Strong", made)
-        # Lite knows no other level, so that it would be the same again.
+        # Lite knows Strong only. On a server such a query waits for a tick, whoever asks.
+        level = "Strong" if self.engine.is_lite else "Session"
+        await self._lone_queries("lone_query", level)
         if not self.engine.is_lite:
-            async with self._shared([self._small], self.engine, FLAT, "Session") as made:
-                await self._lone_queries("lone_query_session", "a lone query, Session", made)
+            await self._lone_queries("lone_query_strong", "Strong")
         await self._lone_adds()
 
     async def _queries(
@@ -396,53 +424,89 @@ class Bench:
             batches.append(Batch(self.batch.nodes[:1] * len(rows), rows))
         return batches
 
-    async def _lone_queries(self, key: str, title: str, made: list[Contender]) -> None:
-        async def call(each: Contender, number: int) -> None:
-            await each.query_one(self.queries[number % len(self.queries)])
+    async def _lone_queries(self, key: str, level: str) -> None:
+        def vector(number: int) -> list[float]:
+            return self.queries[number % len(self.queries)]
 
-        await self._lone(self._begin(Workload(key, title, "p50", 0)), made, call)
+        async def call(each: Contender, number: int) -> None:
+            await each.query_one(vector(number))
+
+        def call_sync(each: Contender, number: int) -> None:
+            each.query_one_sync(vector(number))
+
+        top_k = self.options.lone_top_k
+        title = f"a lone query of {top_k} hits, {level}"
+        async with self._shared([self._small], self.engine, FLAT, level, top_k=top_k) as made:
+            await self._lone(key, title, made, call, call_sync)
 
     async def _lone_adds(self) -> None:
         async def call(each: Contender, number: int) -> None:
             await each.add_one(self.batch, number)
 
-        workload = self._begin(Workload("lone_add", "a lone add", "p50", 0))
+        def call_sync(each: Contender, number: int) -> None:
+            each.add_one_sync(self.batch, number)
+
         async with self._fresh(self.classes, self.engine) as made:
-            await self._lone(workload, made, call)
+            await self._lone("lone_add", "a lone add", made, call, call_sync)
 
     async def _lone(
         self,
-        workload: Workload,
-        made: list[Contender],
+        key: str,
+        title: str,
+        made: Sequence[Contender],
         call: Callable[[Contender, int], Awaitable[None]],
+        call_sync: Callable[[Contender, int], None],
     ) -> None:
-        """One call at a time; the contenders take turns call by call, not round by round.
+        """One call at a time, async and then, in a thread without an event loop, sync."""
 
-        Neighbours in time see the same machine.
-        """
+        async def calls(turns: Turns) -> None:
+            for clock, each, number in turns:
+                with clock:
+                    await call(each, number)
+
+        def sync_calls(turns: Turns) -> None:
+            for clock, each, number in turns:
+                with clock:
+                    call_sync(each, number)
+
+        await self._lone_rounds(Workload(key, f"{title}, async", "p50", 0), made, calls)
+        for each in made:
+            await self._warm_sync(each)
+        in_thread = partial(asyncio.to_thread, sync_calls)
+        await self._lone_rounds(
+            Workload(f"{key}_sync", f"{title}, sync", "p50", 0), made, in_thread
+        )
+
+    async def _lone_rounds(
+        self,
+        workload: Workload,
+        made: Sequence[Contender],
+        calls: Callable[[Turns], Awaitable[None]],
+    ) -> None:
+        """The contenders take turns call by call: neighbours in time see the same machine."""
         options = self.options
+        # In all orders: what a call leaves to the threads of gRPC costs the one after it.
+        orders = list(itertools.permutations(made))
 
-        async def run(_classes: list[type[Contender]], number: int) -> Round:
-            seconds: dict[str, list[float]] = {each.key: [] for each in made}
+        async def run(_classes: list[type[Contender]], _number: int) -> Round:
+            clocks = {each.key: CallClock() for each in made}
 
-            async def calls() -> None:
+            def turns() -> Turns:
                 until = time.perf_counter() + options.lone_seconds * len(made)
-                for i in range(min(options.lone, len(self.batch))):
-                    if i >= LEAST_LONE_CALLS and time.perf_counter() > until:
+                for number in range(min(options.lone, len(self.batch))):
+                    if number >= LEAST_LONE_CALLS and time.perf_counter() > until:
                         break
-                    for each in rotated(made, number + i):
-                        began = time.perf_counter()
-                        await call(each, i)
-                        seconds[each.key].append(time.perf_counter() - began)
+                    for each in orders[number % len(orders)]:
+                        yield clocks[each.key], each, number
 
             await settle(options.rest)
-            await calls()
-            return {
-                key: {**percentiles(values), "operations": len(values)}
-                for key, values in seconds.items()
-            }
+            await calls(turns())
+            return {key: clock.figures() for key, clock in clocks.items()}
 
-        await self._rounds(workload, min(3, options.rounds), run)
+        await self._rounds(self._begin(workload), min(3, options.rounds), run)
+
+    async def _warm_sync(self, each: Contender) -> None:
+        await asyncio.to_thread(each.query_one_sync, self.queries[0])
 
     # -- open loop ---------------------------------------------------------------------------
 

@@ -20,25 +20,30 @@ from benchmarks.load import (
     open_loop,
     poisson_arrivals,
 )
-from benchmarks.measure import percentiles
-from benchmarks.report import ratio, under_load, workload_of, write
+from benchmarks.measure import CallClock, percentiles
+from benchmarks.report import keep, ratio, under_load, workload_of, write
 from benchmarks.workloads import memory_figures, rotated
 
 
 def test_a_quick_run_writes_figures_and_tables(python_with_package, tmp_path):
     command = ["-m", "benchmarks", "--quick", "--engines", "lite"]
-    command += ["--workloads", "adds,queries,lone,mixed,load", "--count", "20"]
+    command += ["--workloads", "adds,adds-sync,queries,lone,mixed,load", "--count", "20"]
     command += ["--open-seconds", "0.2", "--output", str(tmp_path)]
     python_with_package.run(*command)
 
     results = json.loads((tmp_path / "results.json").read_text())
     (engine,) = results["engines"]
     keys = [each["key"] for each in engine["workloads"]]
-    expected = ["single_adds", "single_queries", "lone_query", "lone_add"]
+    lone = ["lone_query", "lone_query_sync", "lone_add", "lone_add_sync"]
+    expected = ["single_adds", "sync_adds", "single_queries", *lone]
     loads = [f"load_{call}_{load}" for call in ("query", "add") for load in (50, 80, 95)]
     assert keys == [*expected, "mixed", "mixed_2x", *loads]
     for key in expected:
         assert ratio(workload_of(engine, key), "this", "floor").median > 0
+    for key in lone:
+        assert ratio(workload_of(engine, key), "this", "floor", "cpu_p50").median > 0
+    (sync_adds,) = workload_of(engine, "sync_adds")["rounds"]
+    assert "net_stall_ms" not in sync_adds["this"]  # the loop has no part in them
     for workload in itertools.chain(*under_load(engine).values()):
         (figures,) = workload["rounds"]
         assert {"this", "uncoalesced"} <= figures.keys()
@@ -50,6 +55,7 @@ def test_a_quick_run_writes_figures_and_tables(python_with_package, tmp_path):
     assert bool(Upstream.why_not()) == any("not installed" in note for note in results["notes"])
     text = (tmp_path / "results.md").read_text()
     assert "concurrent single adds | this store ÷ floor" in text
+    assert "a lone query, sync: CPU | this store ÷ raw client" in text
     assert "### Latency under load in ms: single adds" in text
     assert "| this store, coalesce=False | 95% |" in text
     assert str(tmp_path) not in text + json.dumps(results)
@@ -91,9 +97,82 @@ def test_ratios_are_taken_within_a_round(tmp_path):
 
     assert "results.md" in write(results_of(workload), tmp_path)
     text = (tmp_path / "results.md").read_text()
-    assert "| this store ÷ floor | 1.10 (1.00 to 1.50) | ≤ 1.2 | yes |" in text
+    assert "| this store ÷ floor | 1.10 (1.00 to 1.50) | ≤ 0.95 | **no** |" in text
     assert "| upstream ÷ this store | 7.27 | ≥ 4 | yes |" in text
     assert "Note: something." in text
+
+
+def test_lone_calls_are_compared_by_time_and_by_processor_time(tmp_path):
+    its = {"p99": 0.008, "operations": 200}
+    figures = {
+        "floor": its | {"p50": 0.002, "cpu_p50": 0.001},
+        "this": its | {"p50": 0.0018, "cpu_p50": 0.0009},
+        "upstream": its | {"p50": 0.003, "cpu_p50": 0.0012},
+    }
+    workload = {
+        "key": "lone_add_sync",
+        "title": "a lone add, sync",
+        "measure": "p50",
+        "operations": 0,
+        "rounds": [figures],
+        "details": {},
+    }
+    write(results_of(workload), tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "| a lone add, sync: CPU | this store ÷ raw client | 0.90 | ≤ 0.85 | **no** |" in text
+    assert "| a lone add, sync: p50 | this store ÷ raw client | 0.90 | ≤ 1 | yes |" in text
+    assert "| a lone add, sync: p50 | upstream ÷ this store | 1.67 | ≥ 1.1 | yes |" in text
+    times = "2.00 / 8.00 / 1.00 | 1.80 / 8.00 / 0.90 | 3.00 / 8.00 / 1.20"
+    assert f"| a lone add, sync | {times} | 0.90 | 0.90 | 1.67 | 1.33 | 200 |" in text
+
+
+def test_the_time_of_each_call_is_taken_even_where_it_fails():
+    clock = CallClock()
+    with clock:
+        time.sleep(0.01)
+    with pytest.raises(ValueError), clock:
+        raise ValueError
+    figures = clock.figures()
+    assert figures["operations"] == 2
+    assert figures["p99"] >= 0.01 > figures["cpu_p99"]
+
+
+def test_results_that_are_kept_are_marked_with_the_date_they_are_of(tmp_path):
+    def workload(key, title, seconds):
+        figures = {"floor": {"seconds": 1.0}, "this": {"seconds": seconds}}
+        return {
+            "key": key,
+            "title": title,
+            "measure": "seconds",
+            "operations": 1_000,
+            "rounds": [figures],
+            "details": {},
+        }
+
+    earlier = results_of(workload("single_adds", "adds", 2.0), workload("bulk_add", "one add", 3.0))
+    standalone = {"name": "standalone", "version": "v2", "is_lite": False}
+    earlier["engines"].append({**standalone, "workloads": [workload("bulk_add", "one add", 5.0)]})
+    results = results_of(workload("single_adds", "adds", 0.5), workload("new", "new adds", 4.0))
+    results["date"] = "2000-02-02"
+    keep(earlier, results)
+    lite, kept = results["engines"]
+    assert [each["key"] for each in lite["workloads"]] == ["single_adds", "bulk_add", "new"]
+    assert kept["name"] == "standalone"
+
+    write(results, tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "†: not measured in this run, but in an earlier one of 2000-01-01," in text
+    assert "| concurrent single adds | this store ÷ floor | 0.50 | ≤ 0.95 | yes | - |" in text
+    bulk = "3.00 † | ≤ 0.95 | **no** | 5.00 † | ≤ 0.95 | **no** |"
+    assert f"| one large add | this store ÷ floor | {bulk}" in text
+    assert "| one add † | 1.000 s | 3.000 s |" in text
+    assert "| adds | 1.000 s | 0.500 s |" in text
+
+    # Kept once more: the date is still that of the measurement.
+    later = results_of() | {"date": "2000-03-03"}
+    keep(results, later)
+    dates = {each["key"]: each["kept_from"] for each in later["engines"][0]["workloads"]}
+    assert dates == {"single_adds": "2000-02-02", "bulk_add": "2000-01-01", "new": "2000-02-02"}
 
 
 def test_latencies_under_load_are_a_row_for_each_contender_and_load(tmp_path):
