@@ -38,6 +38,8 @@ LONE = tuple(
 )
 #: Marks what has not been measured in this run.
 KEPT = "\N{DAGGER}"
+#: What two runs must have in common to be parts of one.
+_CIRCUMSTANCES = ("date", "machine", "python", "packages")
 
 Json = dict[str, Any]
 
@@ -152,14 +154,19 @@ def title_of(workload: Json) -> str:
 
 
 def keep(earlier: Json, results: Json) -> None:
-    """Take over the workloads of an earlier run that this one has not measured, marked as such."""
+    """Take over the workloads of an earlier run that this one has not measured.
+
+    They are marked, unless everything is as it was: then the two are parts of one run.
+    """
+    is_one_run = all(earlier[key] == results[key] for key in _CIRCUMSTANCES)
     new = {engine["name"]: engine for engine in results["engines"]}
     engines = []
     for old in earlier["engines"]:
         engine = new.pop(old["name"], {**old, "workloads": []})
         measured = {each["key"]: each for each in engine["workloads"]}
-        for each in old["workloads"]:
-            each.setdefault("kept_from", earlier["date"])
+        if not is_one_run:
+            for each in old["workloads"]:
+                each.setdefault("kept_from", earlier["date"])
         workloads = [measured.pop(each["key"], each) for each in old["workloads"]]
         engine["workloads"] = [*workloads, *measured.values()]
         engines.append(engine)

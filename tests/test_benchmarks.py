@@ -168,6 +168,12 @@ def test_results_that_are_kept_are_marked_with_the_date_they_are_of(tmp_path):
     assert "| one add † | 1.000 s | 3.000 s |" in text
     assert "| adds | 1.000 s | 0.500 s |" in text
 
+    # Of the same day, versions and machine: parts of one run.
+    part = results_of(workload("bulk_add", "one add", 3.0)) | {"date": "2000-02-02"}
+    keep(results, part)
+    kept = [each["key"] for each in part["engines"][0]["workloads"] if "kept_from" in each]
+    assert kept == []
+
     # Kept once more: the date is still that of the measurement.
     later = results_of() | {"date": "2000-03-03"}
     keep(results, later)
