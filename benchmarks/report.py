@@ -31,11 +31,7 @@ STALL_MS = 25.0
 #: In a table: not measured.
 NONE = "-"
 #: Calls one at a time, async; the same key with "_sync" is the same call, sync.
-LONE = tuple(
-    f"{key}{suffix}"
-    for key in ("lone_query", "lone_query_strong", "lone_add")
-    for suffix in ("", "_sync")
-)
+LONE = ("lone_query", "lone_query_sync", "lone_add", "lone_add_sync")
 #: Marks what has not been measured in this run.
 KEPT = "\N{DAGGER}"
 #: What two runs must have in common to be parts of one.

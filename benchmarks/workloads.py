@@ -349,11 +349,7 @@ class Bench:
             await self._queries("single_queries", title, made, self.queries, rounds)
 
     async def _lone_calls(self) -> None:
-        # Lite knows Strong only. On a server such a query waits for a tick, whoever asks.
-        level = "Strong" if self.engine.is_lite else "Session"
-        await self._lone_queries("lone_query", level)
-        if not self.engine.is_lite:
-            await self._lone_queries("lone_query_strong", "Strong")
+        await self._lone_queries()
         await self._lone_adds()
 
     async def _queries(
@@ -424,7 +420,10 @@ class Bench:
             batches.append(Batch(self.batch.nodes[:1] * len(rows), rows))
         return batches
 
-    async def _lone_queries(self, key: str, level: str) -> None:
+    async def _lone_queries(self) -> None:
+        # On a server a Strong query waits for a tick, whoever asks; Lite knows Strong only.
+        level = "Strong" if self.engine.is_lite else "Session"
+
         def vector(number: int) -> list[float]:
             return self.queries[number % len(self.queries)]
 
@@ -437,7 +436,7 @@ class Bench:
         top_k = self.options.lone_top_k
         title = f"a lone query of {top_k} hits, {level}"
         async with self._shared([self._small], self.engine, FLAT, level, top_k=top_k) as made:
-            await self._lone(key, title, made, call, call_sync)
+            await self._lone("lone_query", title, made, call, call_sync)
 
     async def _lone_adds(self) -> None:
         async def call(each: Contender, number: int) -> None:
