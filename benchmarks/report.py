@@ -146,7 +146,7 @@ def ratio(workload: Json | None, above: str, below: str, figure: str = "") -> Sp
 
 def title_of(workload: Json) -> str:
     """The title for readers, marked where the figures are of an earlier run."""
-    return workload["title"] + (f" {KEPT}" if "kept_from" in workload else "")
+    return f"{workload['title']}{_mark(workload)}"
 
 
 def keep(earlier: Json, results: Json) -> None:
@@ -246,7 +246,7 @@ def targets_table(results: Json) -> str:
             workload = workload_of(engine, target.workload)
             found = ratio(workload, target.above, target.below, target.figure)
             met = found and target.is_met(found.median, engine["is_lite"])
-            shown = _ratio(found) + (f" {KEPT}" if workload and "kept_from" in workload else "")
+            shown = _ratio(found) + _mark(workload)
             row += [shown, target.shown(engine["is_lite"]), _yes(met)]
         if any(row[2::3][i] != NONE for i in range(len(engines))):
             rows.append(row)
@@ -258,8 +258,9 @@ def targets_table(results: Json) -> str:
     rows.append(row)
     row = ["nodes from a generator, memory", "this store"]
     for engine in engines:
-        growth = spread(workload_of(engine, "memory"), "this", "growth_mib")
-        shown = f"grows by {growth.median:.1f} MiB" if growth else NONE
+        memory = workload_of(engine, "memory")
+        growth = spread(memory, "this", "growth_mib")
+        shown = f"grows by {growth.median:.1f} MiB{_mark(memory)}" if growth else NONE
         row += [shown, f"flat (≤ {FLAT_MIB:g} MiB)", _yes(growth and growth.median <= FLAT_MIB)]
     rows.append(row)
     return table(header, rows)
@@ -451,6 +452,10 @@ def _kept(results: Json) -> list[str]:
         f"{KEPT}: not measured in this run, but in an earlier one of {' and '.join(dates)}, with "
         "the versions of then."
     ]
+
+
+def _mark(workload: Json | None) -> str:
+    return f" {KEPT}" if workload and "kept_from" in workload else ""
 
 
 def _below(target: Target) -> str:
