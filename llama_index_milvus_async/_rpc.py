@@ -71,6 +71,10 @@ class Insert:
     repeatable: bool
     schema_timestamp: int = 0
 
+    def __hash__(self) -> int:
+        # Without the columns, which are many: they hardly ever differ where the rest is equal.
+        return hash((self.collection_name, self.partition_name, self.upsert))
+
 
 @dataclass(frozen=True)
 class Search:
