@@ -12,7 +12,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 # More than cores: most tests wait more than they compute. They share the engines.
-WORKERS ?= 4
+WORKERS ?= 6
 # Tests of one file share collections, and stay together. Which marks there are says
 # tests/fixtures/selection.py.
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

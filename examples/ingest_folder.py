@@ -3,9 +3,9 @@
     python examples/ingest_folder.py notes
     python examples/ingest_folder.py notes --uri http://localhost:19530 --workers 4
 
-Run it again whenever you like: LlamaIndex' `IngestionPipeline` compares each file with its document
-store, a small JSON file beside the database that holds a hash per file. Only what is new or has
-changed is embedded, and what was deleted is deleted. It may be interrupted at any point, even by
+Run it again whenever you like: LlamaIndex's `IngestionPipeline` compares each file with its
+document store, a small JSON file beside the database that holds a hash per file. Only what is new
+or has changed is embedded, and what was deleted is deleted. It may be interrupted at any point, even by
 `kill -9`, and goes on where it stopped.
 
 Before the first row of a file is written or deleted, the JSON file says that the file is in doubt;
@@ -64,7 +64,7 @@ SAVE_EVERY = 2.0
 
 
 class State:
-    """LlamaIndex' document store in a file: a hash of each document that Milvus has in full.
+    """LlamaIndex's document store in a file: a hash of each document that Milvus has in full.
 
     Args:
         path: The file; it need not be there.

@@ -605,7 +605,7 @@ def test_what_a_user_can_mend_in_an_ingestion_is_a_sentence(notes: Notes) -> Non
 
 # The agent
 
-# LlamaIndex' workflows look at every attribute of an agent, those that are deprecated included.
+# LlamaIndex's workflows look at every attribute of an agent, those that are deprecated included.
 in_process = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
 
 TEXTS = {

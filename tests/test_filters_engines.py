@@ -1,4 +1,4 @@
-"""Filters mean the same as in LlamaIndex' reference, on every engine.
+"""Filters mean the same as in LlamaIndex's reference, on every engine.
 
 Each expression is run on rows of very different metadata, and the rows that come back are
 compared with those that `build_metadata_filter_fn`, the function behind `SimpleVectorStore`,

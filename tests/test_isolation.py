@@ -178,7 +178,7 @@ def scalar(key, value, operator):
     return ScalarMetadataFilter.model_construct(key=key, value=value, operator=operator)
 
 
-#: What a user may hand to an application that takes LlamaIndex' filters. Some match everybody.
+#: What a user may hand to an application that takes LlamaIndex's filters. Some match everybody.
 FILTERS = st.recursive(
     st.one_of(
         st.builds(leaf, KEYS, st.sampled_from(FilterOperator), VALUES),

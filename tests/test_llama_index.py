@@ -1,4 +1,4 @@
-"""The store under LlamaIndex' own indexes, retrievers, query engines and pipelines."""
+"""The store under LlamaIndex's own indexes, retrievers, query engines and pipelines."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Spans(BaseSpanHandler[BaseSpan]):
 
 @pytest.fixture
 def llama_index() -> Iterator[tuple[Events, Spans]]:
-    """Handlers of LlamaIndex' instrumentation, at its root."""
+    """Handlers of LlamaIndex's instrumentation, at its root."""
     root = get_dispatcher()
     handlers = Events(kept=[]), Spans()
     handlers[1].told = []

@@ -1,4 +1,4 @@
-"""LlamaIndex' retrievers on the store: auto, fusion, recursive, auto-merging, sentence windows."""
+"""LlamaIndex's retrievers on the store: auto, fusion, recursive, auto-merging, sentence windows."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Asynchronous(BagOfWords):
 
 
 class OfCore(BaseSparseEmbedding):
-    """LlamaIndex' own interface, which encodes queries one by one."""
+    """LlamaIndex's own interface, which encodes queries one by one."""
 
     _calls: list = PrivateAttr(default_factory=list)
 

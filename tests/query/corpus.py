@@ -45,7 +45,7 @@ def query_for(**kwargs):
 
 
 def reference(query):
-    """What LlamaIndex' own store answers; it has no `doc_ids`."""
+    """What LlamaIndex's own store answers; it has no `doc_ids`."""
     simple = SimpleVectorStore()
     docs = query.doc_ids
     simple.add([node for node in NODES if docs is None or node.ref_doc_id in docs])
