@@ -3,6 +3,7 @@
 #   PYTHON=python3.12      the interpreter that makes the virtual environments
 #   PYTEST_ARGS="-k add"   passed to pytest
 #   WORKERS=2              processes that share the tests
+#   SEED=2                 another order of the tests
 #   PIP_ARGS, DEMO_ARGS, BENCH_ARGS, SOAK_ARGS   passed to pip install, the demo, ...
 
 PYTHON ?= python3
@@ -13,9 +14,11 @@ BENCH_ARGS ?=
 SOAK_ARGS ?=
 # More than cores: most tests wait more than they compute. They share the engines.
 WORKERS ?= 6
+# Tests are shuffled, in the same way each time unless another seed is passed.
+SEED ?= 1
 # Tests of one file share collections, and stay together. Which marks there are says
 # tests/fixtures/selection.py.
-PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --randomly-seed=$(SEED)
 
 # Relative paths and `python -m ...` only: both survive a checkout in a path with spaces.
 VENV := .venv

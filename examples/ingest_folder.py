@@ -5,8 +5,8 @@
 
 Run it again whenever you like: LlamaIndex's `IngestionPipeline` compares each file with its
 document store, a small JSON file beside the database that holds a hash per file. Only what is new
-or has changed is embedded, and what was deleted is deleted. It may be interrupted at any point, even by
-`kill -9`, and goes on where it stopped.
+or has changed is embedded, and what was deleted is deleted. It may be interrupted at any point,
+even by `kill -9`, and goes on where it stopped.
 
 Before the first row of a file is written or deleted, the JSON file says that the file is in doubt;
 its hash is there only once all of its rows are. What is in doubt is replaced by the next run.

@@ -22,6 +22,7 @@ from pymilvus.client.connection_manager import AsyncConnectionManager
 
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async._transport import connections
+from llama_index_milvus_async._transport.registry import registry
 from llama_index_milvus_async.errors import (
     ConfigurationError,
     QueryError,
@@ -131,6 +132,7 @@ import asyncio, os, signal, sys, threading, time
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async._transport import connections
+from llama_index_milvus_async._transport.registry import registry
 uri, token, name, dim = sys.argv[1:]
 store = MilvusVectorStore(
     uri=uri, token=token, collection_name=name, consistency_level="Strong", timeout=20
@@ -304,6 +306,7 @@ def left_behind():
     gc.collect()  # stores of other tests
     while connections._dropped:
         time.sleep(0.001)
+    registry.prune()  # and their loops
     return open_channels(), handlers()
 
 
@@ -321,7 +324,7 @@ def test_a_closed_loop_leaves_nothing_once_the_store_is_used_again(reopen):
     store = reopen()
     for _ in range(5):
         asyncio.run(store.aconnect())
-    assert left_behind() == (before[0] + 1, before[1] + 1)
+    assert (open_channels(), handlers()) == (before[0] + 1, before[1] + 1)
     store.close()
     assert left_behind() == before
 

@@ -186,7 +186,7 @@ class Backend:
     async def once(self, once):
         return once.get()
 
-    async def describe_collection(self, name):
+    async def describe_collection(self, name, timeout=None):
         self.looked += 1
         return {"collection_id": self.looked}
 

@@ -355,6 +355,9 @@ def test_a_query(
 ) -> None:
     request = Query("books", 'id > "a"', ("id", "$meta"), partitions, level, limit, in_order)
     message = requests.query(request, *CONSISTENCY[level], DATABASE)
+    bound = consistency(level)
+    if in_order:  # what `construct_guarantee_ts` makes of an iterator's request
+        bound |= {"guarantee_timestamp": 0, "use_default_consistency": True}
     theirs = Prepare.query_request(
         "books",
         'id > "a"',
@@ -362,7 +365,7 @@ def test_a_query(
         partitions and list(partitions),
         limit=limit,
         **({"iterator": "True"} if in_order else {}),
-        **consistency(level),
+        **bound,
     )
     assert same(message, theirs)
 

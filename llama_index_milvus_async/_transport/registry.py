@@ -18,6 +18,7 @@ from typing import Any
 from pymilvus import AsyncMilvusClient, MilvusClient
 
 from .._concurrency.drivers import block, run_sync, running_loop
+from .._concurrency.exceptions import own_copy
 from .._concurrency.slices import Slices
 from .._wire.address import Address, ConnectionKey, connect_timeout
 from .._wire.status import translated
@@ -104,7 +105,8 @@ class LoopConnection:
         #: Who shares RPCs over it, by what they have in common.
         self.transports: weakref.WeakValueDictionary[Hashable, AsyncTransport]
         self.transports = weakref.WeakValueDictionary()
-        self._lock = asyncio.Lock()
+        #: Done, with the error if there was one, when the attempts that are under way have ended.
+        self._connecting: asyncio.Future[Exception | None] | None = None
         self._connected: OpenClient | None = None
         self._closed = False
 
@@ -114,18 +116,32 @@ class LoopConnection:
         Raises:
             StoreClosedError: It was closed for good.
         """
-        connected = self._connected
-        if connected is not None and not connected.closed:
-            return connected
-        # One at a time: concurrent first calls would open a channel each, and leak all but one.
-        async with self._lock:
+        while True:
             connected = self._connected
             if connected is not None and not connected.closed:
                 return connected
             self._check_open()
-            return await retry_until_deadline(
-                self._connect, timeout=connect_timeout(timeout), sleep=asyncio.sleep
-            )
+            # One caller connects: several would open a channel each, and leak all but one. The
+            # others go on in one iteration of the loop, so that what they ask for shares RPCs.
+            if self._connecting is None:
+                return await self._connect_for_all(connect_timeout(timeout))
+            connecting = self._connecting
+            await asyncio.wait([connecting])
+            if (error := connecting.result()) is not None:
+                raise own_copy(error)
+
+    async def _connect_for_all(self, timeout: float) -> OpenClient:
+        connecting = self._connecting = self.loop.create_future()
+        error = None
+        try:
+            return await retry_until_deadline(self._connect, timeout=timeout, sleep=asyncio.sleep)
+        except Exception as failure:
+            error = failure
+            raise
+        finally:
+            self._connecting = None
+            connecting.set_result(error)
+            del error  # or the exception, its traceback and this frame would be a cycle
 
     async def _connect(self, seconds: float | None) -> OpenClient:
         self._check_open()
@@ -213,7 +229,7 @@ class Registry:
     def acquire(self, address: Address, loop: asyncio.AbstractEventLoop) -> LoopConnection:
         """The connection of an event loop to an address, with one user more."""
         with self._lock:
-            self._prune()
+            self.prune()
             key = (address.connection_key, loop)
             connection = self._connections.get(key)
             if connection is None:
@@ -238,7 +254,8 @@ class Registry:
                 del self._connections[key]
             return True
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Close the connections of event loops that have ended."""
         closed = [key for key in self._connections if key[1] is not None and key[1].is_closed()]
         for key in closed:
             close_from_outside(self._connections.pop(key))
