@@ -422,10 +422,13 @@ def query(**kwargs):
     return VectorStoreQuery(query_embedding=[1.0] * DIM, similarity_top_k=4, **kwargs)
 
 
+NUMBERS = itertools.count()
+
 #: Every operation, as a function of a `Coloured` store.
 OPERATIONS = {
     "connect": lambda store: store.connect(),
-    "add": lambda store: store.add(make_nodes(1, prefix="more")),
+    # Of another id each time: of rows with one id, only one is found, and hits come short.
+    "add": lambda store: store.add(make_nodes(1, prefix=f"more-{next(NUMBERS)}")),
     "query": lambda store: store.query(query()),
     "query_many": lambda store: store.query_many([query(), query()]),
     "get_nodes": lambda store: store.get_nodes(["node-0"]),
@@ -474,7 +477,7 @@ async def test_every_operation_over_an_encrypted_connection(server, coloured, wi
     found = await store.query(VectorStoreQuery(query_embedding=nodes[5].embedding))
     assert found.ids == ["new-5"]
     [first, _] = await store.query_many([query(), query()])
-    assert first.ids
+    assert len(first.ids) == 4
     await store.delete("doc-1")  # new-4 and new-5
     assert [n.node_id for n in await store.get_nodes(["new-3", "new-4"])] == ["new-3"]
     await store.delete_nodes([f"new-{i}" for i in range(4)])
