@@ -13,7 +13,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 # More than cores: most tests wait more than they compute. They share the engines.
-WORKERS ?= 6
+WORKERS ?= 4
 # Tests are shuffled, in the same way each time unless another seed is passed.
 SEED ?= 1
 # Tests of one file share collections, and stay together. Which marks there are says
