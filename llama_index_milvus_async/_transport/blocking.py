@@ -13,6 +13,7 @@ from .._concurrency.drivers import block, call, running_loop
 from .._concurrency.fair_lock import FairLock, Ticket
 from .._concurrency.once import Once
 from .._rpc import DeleteDocuments, GetByIds, Hits, HybridSearch, Insert, Row, Search
+from .._wire.address import Address
 from .._wire.status import check, translate
 from .backend import Backend, Encoder
 from .rpcs import send_delete_documents, send_get, send_hybrid_search, send_insert, send_search
@@ -29,11 +30,14 @@ class BlockingTransport(Transport):
     """Sends attempts over a connection of the process; blocks the calling thread.
 
     Args:
-        connect: Returns the connected client, which is made where there is none.
+        address: Where Milvus is.
         session: What the process remembers of the database.
+        connect: Returns the connected client, which is made where there is none.
     """
 
-    def __init__(self, address: Any, session: Session, connect: Callable[[], Connected]) -> None:
+    def __init__(
+        self, address: Address, session: Session, connect: Callable[[], Connected]
+    ) -> None:
         super().__init__(address, session)
         self._connect = connect
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .._wire.stub import last_write
 from .lite import CollectionLocks
@@ -80,15 +80,14 @@ class Session:
     place: str
     database: str
     endpoint: str
-    _memories: dict[_Key, CollectionMemory] = field(default_factory=lambda: _memories, repr=False)
 
     def memory(self, collection_name: str) -> CollectionMemory:
         """What is remembered of a collection, or of an alias' collection."""
         key = (self.place, self.database, collection_name)
         if real_name := _real_names.get(key):
             key = (self.place, self.database, real_name)
-        memory = self._memories.get(key)
-        return self._memories.setdefault(key, CollectionMemory()) if memory is None else memory
+        memory = _memories.get(key)
+        return _memories.setdefault(key, CollectionMemory()) if memory is None else memory
 
     def read_bound(self, collection_name: str, level: str) -> tuple[int, int]:
         """What a read has to ask for, to mean a consistency level.
