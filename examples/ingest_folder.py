@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 import time
@@ -329,8 +328,6 @@ def in_batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
 def run() -> int:
     """Run `ingest` and turn what a user can mend into a sentence."""
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
-    # Milvus Lite would add a traceback to the sentence that says who has the file open.
-    logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
     sys.stderr.reconfigure(errors="replace")
     try:
         asyncio.run(ingest(parse_arguments()))

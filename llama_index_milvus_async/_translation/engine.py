@@ -124,6 +124,8 @@ class Engine:
     deletes_within_partition = Capability(_ALWAYS, None)
     #: Killed after several requests had written at the same time, it loses acknowledged rows.
     needs_one_writer = Capability(None, _ALWAYS)
+    #: Has built an index when it answers, so that there is nothing to wait for.
+    builds_indexes_at_once = Capability(None, _ALWAYS)
     #: Reads the parameters of an index only from a nested dictionary.
     nests_index_params = Capability(None, _ALWAYS)
 

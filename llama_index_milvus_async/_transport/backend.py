@@ -139,9 +139,9 @@ class Backend(ABC):
         index: Mapping[str, Any] = await self._call("describe_index", name, index_name=names[0])
         return index
 
-    async def create_index(self, name: str, index_params: Any) -> None:
-        """Create an index."""
-        await self._call("create_index", name, index_params)
+    async def create_index(self, name: str, index_params: Any, *, wait: bool) -> None:
+        """Create an index, and wait until it is built where `wait` says so."""
+        await self._call("create_index", name, index_params, sync=wait)
 
     async def is_loaded(self, name: str) -> bool:
         """Whether a collection can be searched."""

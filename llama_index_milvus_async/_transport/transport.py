@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from .._concurrency.backoff import MAX_RESENDS, NotSentError
 from .._concurrency.fair_lock import FairLock, Ticket
 from .._wire.address import Address
+from .._wire.logs import expected_failures
 from .._wire.status import translated
 from .._wire.stub import Stub
 from ..errors import RequestTimeoutError, UnreachableError
@@ -119,7 +120,8 @@ class Transport(ABC):
                 kwargs["retry_times"] = MAX_RESENDS
             return getattr(connected.client, method)(*args, timeout=seconds, **kwargs)
 
-        return await self._in_turn(method, collection_name, send, left, has_status=False)
+        with expected_failures():
+            return await self._in_turn(method, collection_name, send, left, has_status=False)
 
     async def _in_turn(
         self,

@@ -30,6 +30,7 @@ from ..errors import (
     UnreachableError,
 )
 from .address import Address
+from .logs import expected_failures
 
 #: Operations whose failure has certainly changed nothing.
 READS = frozenset(
@@ -100,14 +101,18 @@ def check(status: Any) -> None:
 
 @contextmanager
 def translated(operation: str, address: Address) -> Iterator[None]:
-    """Raise this package's exceptions in place of pymilvus' and gRPC's; see `translate`."""
-    try:
-        yield
-    except Exception as error:
-        failure = translate(operation, error, address)
-        if failure is error:
-            raise
-        raise failure from failure.__cause__
+    """Raise this package's exceptions in place of pymilvus' and gRPC's; see `translate`.
+
+    pymilvus does not log them beside.
+    """
+    with expected_failures():
+        try:
+            yield
+        except Exception as error:
+            failure = translate(operation, error, address)
+            if failure is error:
+                raise
+            raise failure from failure.__cause__
 
 
 def translate(
