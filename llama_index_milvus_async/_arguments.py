@@ -7,7 +7,6 @@ read by each operation, and may be changed between two.
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,6 +26,7 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from pymilvus import DataType, Function, FunctionType
 
 from ._checks import (
+    check_client_options,
     check_consistency_level,
     check_dense_fields,
     check_dim,
@@ -35,13 +35,17 @@ from ._checks import (
     check_scalar_types,
     check_timeout,
     check_uri,
+    number_of,
     one_of,
     split_credentials,
+    unknown_arguments,
 )
+from ._names import did_you_mean
 from ._operations.sparse_encoders import SparseEncoder
 from ._retrieval.options import StoreOptions
 from ._retrieval.ranking import Weighted, ranker_of
 from ._translation.settings import CollectionSettings, VectorField
+from ._wire.address import CLIENT_OPTIONS
 from .errors import ConfigurationError
 from .indexes import IndexManagement
 from .sparse import BM25BuiltInFunction
@@ -67,7 +71,9 @@ Fixed = Annotated[T, Field(frozen=True)]
 
 Flag = Annotated[bool, Rule("True or False")]
 Name = Annotated[str, Field(strict=True, min_length=1), Rule("a name")]
-Count = Annotated[int, Field(strict=True, ge=1), Rule("an integer of at least 1")]
+Count = Annotated[
+    int, BeforeValidator(number_of), Field(strict=True, ge=1), Rule("an integer of at least 1")
+]
 Settings = Annotated[
     dict[str, Any],
     BeforeValidator(lambda value: {} if value is None else value),
@@ -85,7 +91,7 @@ class StoreArguments(BasePydanticVectorStore):
     """The arguments of a store, checked when it is built and whenever one is assigned.
 
     Args:
-        **arguments: One for each field. Others become `client_options`, for pymilvus' clients.
+        **arguments: One for each field. Those of pymilvus' clients become `client_options`.
 
     Raises:
         ConfigurationError: An argument is not allowed, or cannot be changed.
@@ -130,7 +136,9 @@ class StoreArguments(BasePydanticVectorStore):
     hybrid_ranker_params: Settings
     use_async_client: Flag
     id_field: Fixed[Name]
-    timeout: Fixed[Annotated[float | None, BeforeValidator(check_timeout)]]
+    timeout: Fixed[
+        Annotated[float | None, BeforeValidator(lambda value: check_timeout(number_of(value)))]
+    ]
     max_in_flight: Fixed[Count]
     coalesce: Fixed[Flag]
     dense_fields: Fixed[Annotated[dict[str, dict[str, Any]], BeforeValidator(check_dense_fields)]]
@@ -146,10 +154,12 @@ class StoreArguments(BasePydanticVectorStore):
         names = type(self).model_fields.keys() - _INHERITED
         fields = {name: arguments.pop(name) for name in names & arguments.keys()}
         options = {k: v for k, v in {**options, **arguments}.items() if k not in _INHERITED}
+        if unknown := options.keys() - CLIENT_OPTIONS:
+            raise ConfigurationError(unknown_arguments(type(self).__name__, unknown, names))
         fields["password"] = options.pop("password", None) or fields.get("password")
         fields["uri"], token = split_credentials(check_uri(fields["uri"]))
         fields["token"] = fields["token"] or token
-        fields["client_options"] = options
+        fields["client_options"] = check_client_options(options)
         try:
             super().__init__(**fields)
         except ValidationError as error:
@@ -184,10 +194,7 @@ class StoreArguments(BasePydanticVectorStore):
                 f"store.model_copy(update={{{name!r}: ...}})"
             )
         if problem["type"] == "no_such_attribute":
-            near = difflib.get_close_matches(name, cls.model_fields, n=1)
-            return f"a store has no argument {name!r}" + "".join(
-                f"; did you mean {each!r}?" for each in near
-            )
+            return f"a store has no argument {name!r}{did_you_mean(name, cls.model_fields)}"
         found = repr(problem["input"])
         if name in _SECRETS:
             found = f"a value of type {type(problem['input']).__name__}"

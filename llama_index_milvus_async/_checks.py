@@ -3,20 +3,112 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import numpy as np
+from llama_index.core.bridge.pydantic import (
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from pymilvus import DataType
 
+from ._names import nearest
 from ._translation.layout import NODE_CONTENT_FIELD, NODE_TYPE_FIELD
 from ._translation.settings import MAX_DIMENSION, SCALAR_TYPES
 from ._translation.vectors import DENSE_METRICS
+from ._wire.address import CLIENT_OPTIONS
 from .errors import ConfigurationError
 
 CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
 METRICS = {"ip": "IP", "l2": "L2", "euclidean": "L2", "cosine": "COSINE"}
+
+#: Arguments of the constructor, with what other stores, pymilvus and tutorials call them.
+SYNONYMS = {
+    "uri": (
+        *("host", "port", "address", "url", "endpoint", "path", "db_path", "persist_dir"),
+        *("milvus_uri", "milvus_host", "milvus_port", "server_address", "connection_args"),
+    ),
+    "token": ("api_key", "apikey", "key", "access_token", "milvus_token", "credentials"),
+    "collection_name": ("collection", "index_name", "table_name", "milvus_collection"),
+    "overwrite": ("drop_old", "recreate", "reset"),
+    "upsert_mode": ("upsert",),
+    "collection_properties": ("properties",),
+    "doc_id_field": ("doc_id_key", "document_id_field"),
+    "text_key": ("text_field", "content_field", "content_key"),
+    "dim": (
+        *("dimension", "dimensions", "embed_dim", "embedding_dim", "embedding_dimension"),
+        *("vector_dim", "vector_size", "n_dim"),
+    ),
+    "embedding_field": ("vector_field", "vector_key", "embedding_key"),
+    "enable_sparse": ("enable_hybrid", "hybrid", "sparse", "enable_bm25"),
+    "sparse_embedding_field": ("sparse_field", "sparse_vector_field"),
+    "sparse_embedding_function": ("sparse_encoder", "sparse_embed_model"),
+    "batch_size": ("insert_batch_size",),
+    "index_config": ("index_params", "index_type", "index"),
+    "sparse_index_config": ("sparse_index_params",),
+    "search_config": ("search_params", "search_kwargs"),
+    "similarity_metric": ("metric", "metric_type", "distance", "similarity", "distance_metric"),
+    "consistency_level": ("consistency",),
+    "hybrid_ranker": ("ranker", "reranker"),
+    "id_field": ("primary_field", "primary_key", "pk", "pk_field", "id_key"),
+    "max_in_flight": ("max_concurrency", "max_workers"),
+    "db_name": ("database", "db", "database_name", "database_id"),
+    "user": ("username", "user_name"),
+    "secure": ("tls", "ssl", "use_tls", "use_ssl", "use_secure"),
+}
+_NUMBER = re.compile(r"\s*[+-]?[0-9]{1,9}(\.[0-9]+)?\s*")
+_TEXT: TypeAdapter[Any] = TypeAdapter(
+    Annotated[
+        str,
+        BeforeValidator(lambda value: str(value) if isinstance(value, os.PathLike) else value),
+        Field(strict=True),
+    ]
+)
+_CLIENT_OPTION_TYPES: dict[str, tuple[TypeAdapter[Any], str]] = {
+    "dedicated": (TypeAdapter(bool), "True or False"),
+    "grpc_options": (TypeAdapter(dict[str, Any]), "a dictionary"),
+    "keep_alive": (TypeAdapter(bool), "True or False"),
+    "secure": (TypeAdapter(bool), "True or False"),
+}
+
+
+def unknown_arguments(name: str, unknown: Iterable[str], known: Iterable[str]) -> str:
+    """What to say of arguments of the constructor that nobody knows; their values are not shown.
+
+    Args:
+        name: The class.
+        unknown: The arguments.
+        known: The fields of the class.
+    """
+    choices = [*known, *CLIENT_OPTIONS]
+    described = []
+    for each in sorted(unknown):
+        meant = nearest(each, choices, SYNONYMS)
+        described.append(repr(each) + (f" (did you mean {meant!r}?)" if meant else ""))
+    return (
+        f"{name}() got unknown arguments: {', '.join(described)}. It takes its own, and those of "
+        f"pymilvus' clients: {', '.join(sorted(CLIENT_OPTIONS))}"
+    )
+
+
+def check_client_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the types of arguments of pymilvus' clients, which itself would fail with any error."""
+    checked = {}
+    for name, value in options.items():
+        kind, rule = _CLIENT_OPTION_TYPES.get(name, (_TEXT, "a text"))
+        try:
+            checked[name] = None if value is None else kind.validate_python(value)
+        except ValidationError:
+            raise ConfigurationError(
+                f"{name} is a value of type {type(value).__name__}; it must be {rule}"
+            ) from None
+    return checked
 
 
 def check_uri(uri: Any) -> str:
@@ -144,7 +236,15 @@ def check_dense_fields(fields: Any) -> dict[str, dict[str, Any]]:
     return checked
 
 
+def number_of(value: Any) -> Any:
+    """A number for a text that is one, as the environment has them, and for one of numpy."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value) if "." in value else int(value)
+    return value.item() if isinstance(value, np.number) else value
+
+
 def check_dim(dim: Any, argument: str = "dim") -> int | None:
+    dim = number_of(dim)
     if dim is None:
         return None
     if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= MAX_DIMENSION:

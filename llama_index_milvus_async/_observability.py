@@ -20,7 +20,8 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.event_handlers import NullEventHandler
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.instrumentation.span_handlers import NullSpanHandler
-from llama_index.core.vector_stores.types import VectorStoreQueryResult
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryResult
 
 from ._concurrency.coalescing import recording_batch_sizes
 from .events import MilvusOperationEndEvent, MilvusOperationStartEvent
@@ -96,12 +97,11 @@ def observing(store: Any, operation: str, collection_name: str, subject: Any) ->
 
 
 def _described(subject: Any) -> dict[str, Any]:
-    mode = getattr(subject, "mode", None)
-    if isinstance(subject, str):  # one id
+    if isinstance(subject, (str, BaseNode)):  # one id, or one node
         return {"count": 1}
-    if mode is None:
+    if not isinstance(subject, VectorStoreQuery):
         return {"count": len(subject) if isinstance(subject, Sized) else None}
-    top_k = subject.similarity_top_k
+    mode, top_k = subject.mode, subject.similarity_top_k
     return {
         "mode": str(getattr(mode, "value", mode)),
         "top_k": top_k if isinstance(top_k, int) else None,

@@ -56,7 +56,8 @@ __all__ = [
 ]
 
 
-def _abridged(text: str, most: int) -> str:
+def abridged(text: str, most: int) -> str:
+    """A text for a message: its beginning and its end, where it is longer than `most`."""
     half = most // 2
     return text if len(text) <= 2 * half else f"{text[:half]} … {text[-half:]}"
 
@@ -92,7 +93,7 @@ class NodeError(MilvusVectorStoreError, ValueError):
 
     @classmethod
     def _shown(cls, text: str) -> str:
-        return _abridged(text, cls._SHOWN_CHARACTERS)
+        return abridged(text, cls._SHOWN_CHARACTERS)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.problems,)
@@ -104,7 +105,7 @@ class FilterError(MilvusVectorStoreError, ValueError):
     _SHOWN_CHARACTERS = 2_000  # values may be of any length, and messages end up in logs
 
     def __init__(self, message: str) -> None:
-        super().__init__(_abridged(message, self._SHOWN_CHARACTERS))
+        super().__init__(abridged(message, self._SHOWN_CHARACTERS))
 
 
 class QueryError(MilvusVectorStoreError, ValueError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from llama_index.core.schema import BaseNode
@@ -26,11 +28,15 @@ from ._retrieval.options import (
     GetOptions,
     SearchOptions,
     WriteOptions,
+    ignored_by_add,
     read_options,
 )
+from ._wire.address import CLIENT_OPTIONS
 from .indexes import IndexManagement
 
 __all__ = ["IndexManagement", "MilvusVectorStore"]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_URI = "./milvus_llamaindex.db"
 DEFAULT_COLLECTION_NAME = "llamacollection"
@@ -131,9 +137,9 @@ class MilvusVectorStore(ConnectedStore):
             `enable_dense=False` the first one is that of `node.embedding`.
         coalesce: Asynchronous calls that wait at the same time and ask for the same kind of
             thing share RPCs. `False` sends each on its own.
-        **kwargs: Passed to the pymilvus clients: `db_name`, `user`, `password`, `secure`,
+        **kwargs: Those of the pymilvus clients: `db_name`, `user`, `password`, `secure`,
             `server_pem_path`, `client_pem_path`, `client_key_path`, `ca_pem_path`,
-            `server_name`, `grpc_options`, `alias`, ...
+            `server_name`, `grpc_options`, `alias`, ... Any other name raises.
 
     Raises:
         ConfigurationError: An argument is not allowed. The message says what is.
@@ -209,17 +215,20 @@ class MilvusVectorStore(ConnectedStore):
         `upsert_mode` decides whether it replaces a row that exists.
 
         Args:
-            nodes: Nodes with embeddings of the collection's dimension. An empty list is allowed.
+            nodes: Nodes with embeddings of the collection's dimension, or a single one. An empty
+                list is allowed.
             **add_kwargs: `milvus_partition_name` (str), the partition to write to;
                 `force_flush` (bool), to seal the rows before returning; `show_progress` (bool),
                 to show a bar, in a terminal or a notebook; `timeout` (float), seconds for each
-                RPC, the store's where it is `None`.
+                RPC, the store's where it is `None`. What `VectorStoreIndex.from_documents` hands
+                on besides, such as `llm`, is ignored with a warning.
 
         Returns:
             The ids of the nodes, in their order.
 
         Raises:
-            ConfigurationError: A keyword argument is unknown or not allowed.
+            ConfigurationError: `nodes` are not nodes; a keyword argument is like one of these and
+                unknown, belongs to the constructor, or is not allowed.
             CollectionError: The collection numbers its rows itself (`auto_id`), or needs vectors
                 that nodes do not have, or a sparse embedding function that the store does not have.
             EncoderError: The sparse embedding function returned something that is not an
@@ -231,7 +240,7 @@ class MilvusVectorStore(ConnectedStore):
                 insert that must not be repeated. It has the ids.
             ServerError: Milvus refused or could not be reached.
         """
-        options = _read_options(WriteOptions, "add", add_kwargs)
+        options = self._write_options("add", add_kwargs)
         return self._block("add", operations.add, nodes, options)
 
     async def async_add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
@@ -239,7 +248,7 @@ class MilvusVectorStore(ConnectedStore):
 
         Several batches are under way at once, up to `max_in_flight`.
         """
-        options = _read_options(WriteOptions, "async_add", add_kwargs)
+        options = self._write_options("async_add", add_kwargs)
         return await self._await("async_add", operations.add, nodes, options)
 
     def delete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
@@ -274,7 +283,7 @@ class MilvusVectorStore(ConnectedStore):
 
         Args:
             node_ids: Ids, any number. An empty list deletes nothing.
-            filters: Metadata filters.
+            filters: Metadata filters, or a single one.
             **delete_kwargs: `milvus_partition_name` (str) and `timeout` (float), as for `delete`.
 
         Raises:
@@ -308,7 +317,8 @@ class MilvusVectorStore(ConnectedStore):
 
         Args:
             node_ids: Ids, any number; those that are not in the collection are left out.
-            filters: Metadata filters. Filters without a condition select every node.
+            filters: Metadata filters, or a single one. Filters without a condition select every
+                node.
             **kwargs: `milvus_partition_names` (str or list); `consistency_level` (str);
                 `timeout` (float), seconds for each RPC, the store's where it is `None`; and
                 `output_fields` (list), fields in place of the store's.
@@ -442,11 +452,33 @@ class MilvusVectorStore(ConnectedStore):
         options = _read_options(SearchOptions, "aquery_many", kwargs)
         return await self._await("aquery_many", operations.query_many, queries, options)
 
+    @cached_property
+    def _ignored(self) -> set[str]:
+        """Keyword arguments of `add` that were ignored, with a warning."""
+        return set()
+
+    def _write_options(self, operation: str, arguments: dict[str, Any]) -> WriteOptions:
+        if ignored := ignored_by_add(arguments, _CONSTRUCTOR):
+            if not ignored <= self._ignored:
+                self._ignored.update(ignored)
+                logger.warning(
+                    "%s() ignores the keyword arguments %s, which mean nothing to the store",
+                    operation,
+                    sorted(ignored),
+                )
+            arguments = {k: v for k, v in arguments.items() if k not in ignored}
+        options: WriteOptions = _read_options(WriteOptions, operation, arguments)
+        return options
+
 
 # Computed once: most calls have none.
 _NO_OPTIONS: dict[type[Any], Any] = {
     cls: cls() for cls in (WriteOptions, DeleteOptions, GetOptions, SearchOptions)
 }
+
+
+#: The arguments of a store, of which callers pass some to operations.
+_CONSTRUCTOR = MilvusVectorStore.model_fields.keys() | CLIENT_OPTIONS
 
 
 def _read_options(cls: type[Any], operation: str, arguments: dict[str, Any]) -> Any:
@@ -456,4 +488,4 @@ def _read_options(cls: type[Any], operation: str, arguments: dict[str, Any]) -> 
     if level is not None:
         arguments = {**arguments, "consistency_level": check_consistency_level(level)}
     check_timeout(arguments.get("timeout"))
-    return read_options(cls, operation, arguments)
+    return read_options(cls, operation, arguments, _CONSTRUCTOR)

@@ -22,7 +22,6 @@ from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async._transport.limits import MAX_INSERT_BYTES
 from llama_index_milvus_async.errors import (
     CollectionError,
-    ConfigurationError,
     NodeError,
     PartialWriteError,
     ServerError,
@@ -266,6 +265,13 @@ async def test_an_empty_list_of_nodes_is_no_rpc(coloured):
     assert await coloured(unreachable).add([]) == []
 
 
+async def test_a_single_node_and_any_iterable_are_taken(store, raw, coloured, prefix):
+    nodes = nodes_of(prefix, 3)
+    assert await coloured(store).add(nodes[0]) == [nodes[0].node_id]
+    assert await coloured(store).add(node for node in nodes[1:]) == ids(nodes[1:])
+    assert count(raw, store, ids(nodes)) == 3
+
+
 async def test_force_flush_seals_the_rows_once_after_the_last_batch(
     sibling, coloured, prefix, recorder
 ):
@@ -298,13 +304,6 @@ async def test_an_unknown_partition_is_an_error_and_nothing_is_written(
     nodes = nodes_of(prefix, 2)
     with pytest.raises(ServerError, match="no_such_partition"):
         await coloured(store).add(nodes, milvus_partition_name="no_such_partition")
-    assert count(raw, store, ids(nodes)) == 0
-
-
-async def test_unknown_keyword_arguments_are_refused(store, raw, coloured, prefix):
-    nodes = nodes_of(prefix, 1)
-    with pytest.raises(ConfigurationError, match=r"\['partition_name'\].*milvus_partition_name"):
-        await coloured(store).add(nodes, partition_name="p")
     assert count(raw, store, ids(nodes)) == 0
 
 

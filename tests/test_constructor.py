@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from pymilvus import DataType
@@ -292,7 +293,9 @@ def test_repr_and_str_show_address_and_collection():
         ({"dim": -3}, r"dim is -3; it must be an integer in 1\.\.32768"),
         ({"dim": 32_769}, r"dim is 32769; it must be an integer in 1\.\.32768"),
         ({"dim": 384.0}, r"dim is 384.0; it must be an integer"),
-        ({"dim": "384"}, r"dim is '384'; it must be an integer"),
+        ({"dim": "0"}, r"dim is 0; it must be an integer in 1\.\.32768"),
+        ({"dim": "384.5"}, r"dim is 384.5; it must be an integer"),
+        ({"dim": "many"}, r"dim is 'many'; it must be an integer"),
         ({"dim": True}, r"dim is True; it must be an integer"),
         ({"overwrite": True}, r"dim is missing: overwrite=True creates a new collection"),
         ({"enable_dense": False}, r"enable_dense=False .* leave nothing to search"),
@@ -333,6 +336,9 @@ def test_repr_and_str_show_address_and_collection():
         ({"output_fields": ["year", 5]}, r"output_fields has 5; it must be a list of names"),
         ({"scalar_field_names": "year"}, r"scalar_field_names is 'year'; it must be a list of"),
         ({"client_options": ["k3y"]}, r"client_options is a value of type list; it must be a dict"),
+        ({"db_name": 5}, r"db_name is a value of type int; it must be a text"),
+        ({"secure": "perhaps"}, r"secure is a value of type str; it must be True or False"),
+        ({"grpc_options": [1]}, r"grpc_options is a value of type list; it must be a dictionary"),
         ({"dim": 0, "batch_size": 0}, r"dim is 0; it .*; batch_size is 0; it must be an integer"),
         (
             {"hybrid_ranker": "BestRanker"},
@@ -354,7 +360,10 @@ def test_repr_and_str_show_address_and_collection():
             r"has weights=\[1, 2\]; they must be numbers in 0\.\.1",
         ),
         ({"timeout": 0}, r"timeout is 0; it must be a number of seconds above 0, or None"),
-        ({"timeout": "5"}, r"timeout is '5'; it must be a number of seconds above 0, or None"),
+        (
+            {"timeout": "soon"},
+            r"timeout is 'soon'; it must be a number of seconds above 0, or None",
+        ),
         ({"timeout": float("inf")}, r"timeout is inf; it must be a number of seconds above 0"),
         ({"timeout": float("nan")}, r"timeout is nan; it must be a number of seconds above 0"),
     ],
@@ -390,6 +399,98 @@ def test_an_argument_that_is_not_allowed_is_refused_with_what_is(arguments, sent
 def test_what_is_allowed_is_taken(arguments):
     store = MilvusVectorStore(**arguments)
     assert {name: getattr(store, name) for name in arguments} == arguments
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("host", "uri"),
+        ("port", "uri"),
+        ("address", "uri"),
+        ("milvus_uri", "uri"),
+        ("api_key", "token"),
+        ("collection", "collection_name"),
+        ("colection_name", "collection_name"),
+        ("dimension", "dim"),
+        ("embed_dim", "dim"),
+        ("metric", "similarity_metric"),
+        ("similarty_metric", "similarity_metric"),
+        ("similarity_metrics", "similarity_metric"),
+        ("overwite", "overwrite"),
+        ("overwrte", "overwrite"),
+        ("upsert", "upsert_mode"),
+        ("enable_hybrid", "enable_sparse"),
+        ("index_params", "index_config"),
+        ("search_params", "search_config"),
+        ("database", "db_name"),
+        ("username", "user"),
+        ("server_pem_pth", "server_pem_path"),
+        ("Collection_Name", "collection_name"),
+    ],
+)
+def test_an_unknown_argument_is_refused_with_the_one_that_is_meant(name, meant):
+    expected = rf"got unknown arguments: '{name}' \(did you mean '{meant}'\?\)"
+    with pytest.raises(ConfigurationError, match=expected):
+        MilvusVectorStore(**{name: "x"})
+
+
+def test_unknown_arguments_are_told_all_at_once_with_those_that_there_are():
+    with pytest.raises(ConfigurationError) as caught:
+        MilvusVectorStore(host="h", xyz=1)
+    assert "'host' (did you mean 'uri'?), 'xyz'. It takes its own, and " in str(caught.value)
+    for name in CLIENT_OPTIONS:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **unknown: MilvusVectorStore(**unknown),
+        lambda **unknown: MilvusVectorStore(client_options=unknown),
+        lambda **unknown: MilvusVectorStore.from_dict({**MilvusVectorStore().to_dict(), **unknown}),
+        lambda **unknown: MilvusVectorStore.from_dict(MilvusVectorStore().to_dict(), **unknown),
+        lambda **unknown: MilvusVectorStore().model_copy(update=unknown),
+    ],
+    ids=["constructor", "client_options", "data", "from_dict", "model_copy"],
+)
+def test_what_nobody_knows_is_refused_on_every_way_and_its_value_not_shown(build):
+    with pytest.raises(ConfigurationError, match=r"'api_key' \(did you mean 'token'\?\)") as caught:
+        build(api_key="s3cret")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_token_among_the_clients_options_is_not_kept_where_it_is_shown():
+    with pytest.raises(ConfigurationError, match="'token'") as caught:
+        MilvusVectorStore(client_options={"token": "s3cret"})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"dim": "1536"}, {"dim": 1536}),
+        ({"dim": np.int64(8)}, {"dim": 8}),
+        ({"batch_size": " 50 "}, {"batch_size": 50}),
+        ({"max_in_flight": "4"}, {"max_in_flight": 4}),
+        ({"timeout": "2.5"}, {"timeout": 2.5}),
+        ({"timeout": np.float32(2)}, {"timeout": 2.0}),
+        ({"upsert_mode": "true"}, {"upsert_mode": True}),
+        ({"dense_fields": {"image": {"dim": "4"}}}, {}),
+        ({"secure": "true"}, {"client_options": {"secure": True}}),
+        ({"ca_pem_path": Path("ca.pem")}, {"client_options": {"ca_pem_path": "ca.pem"}}),
+    ],
+    ids=label,
+)
+def test_what_comes_from_the_environment_is_what_it_says(given, kept):
+    store = MilvusVectorStore(**given)
+    for name, value in kept.items():
+        assert getattr(store, name) == value
+        assert type(getattr(store, name)) is type(value)
+    for settings in store.dense_fields.values():
+        assert settings["dim"] == 4
 
 
 # Assignment

@@ -633,7 +633,7 @@ def test_scalar_filters_that_cannot_be_asked(
 
 @pytest.mark.parametrize("given_as", ["tags", 5, {"key": "tags"}, [{"value": 1}], ["tags"]])
 def test_scalar_filters_of_another_form(given_as: Any) -> None:
-    with pytest.raises(FilterError, match="scalar filters"):
+    with pytest.raises(FilterError, match="milvus_scalar_filters"):
         build_expression(collection(), scalar_filters=given_as)
 
 

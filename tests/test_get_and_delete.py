@@ -20,7 +20,6 @@ from llama_index_milvus_async._operations.reads import ROWS_PER_PAGE
 from llama_index_milvus_async._transport.limits import MAX_IDS
 from llama_index_milvus_async.errors import (
     CollectionError,
-    ConfigurationError,
     QueryError,
     ServerError,
 )
@@ -166,33 +165,6 @@ async def test_the_output_fields_of_the_store_are_the_default(
     assert without.embedding is None
 
 
-@pytest.mark.parametrize(
-    ("method", "arguments"),
-    [
-        ("get_nodes", {"node_ids": ["a"], "partition": "p"}),
-        ("get_nodes", {"node_ids": ["a"], "filter": "id == 'a'"}),
-        ("delete", {"ref_doc_id": "a", "filters": EVERYTHING}),
-        ("delete_nodes", {"node_ids": ["a"], "milvus_partition_names": ["p"]}),
-    ],
-)
-async def test_unknown_keyword_arguments_are_refused_and_nothing_is_deleted(
-    store, prefix, method, arguments
-):
-    (unknown,) = arguments.keys() - {"node_ids", "ref_doc_id"}
-    with pytest.raises(ConfigurationError, match=rf"\['{unknown}'\]"):
-        await getattr(store, method)(**arguments)
-    assert len(await left(store, prefix)) == 8
-
-
-async def test_a_text_in_the_place_of_a_list_of_ids_is_an_error(store, prefix):
-    for method in (store.get_nodes, store.delete_nodes):
-        with pytest.raises(QueryError, match="list"):
-            await method(f"{prefix}-0")
-        with pytest.raises(QueryError, match="7"):
-            await method([f"{prefix}-0", 7])
-    assert len(await left(store, prefix)) == 8
-
-
 # Deleting
 
 
@@ -231,6 +203,17 @@ async def test_delete_nodes_by_ids(store, prefix):
 async def test_delete_nodes_by_filters(store, prefix):
     await store.delete_nodes(filters=where(test=prefix, parity=0))
     assert await left(store, prefix) == [1, 3, 5, 7]
+
+
+async def test_a_single_filter_is_taken_in_the_place_of_filters(store, prefix):
+    [own] = where(test=prefix).filters
+    assert len(await store.get_nodes(filters=own)) == 8
+    query = VectorStoreQuery(
+        query_embedding=nodes_of(prefix, 1)[0].embedding, similarity_top_k=10, filters=own
+    )
+    assert len((await store.query(query)).ids) == 8
+    await store.delete_nodes(filters=own)
+    assert await left(store, prefix) == []
 
 
 async def test_delete_nodes_by_ids_and_filters_deletes_what_both_select(store, prefix):
@@ -444,16 +427,3 @@ async def test_any_number_of_nodes_is_deleted(make_store, coloured):
     assert await remaining() == sorted(names(range(MANY + 1_500, MANY + 3_000)))
     await store.delete([f"document of {name}" for name in names(range(MANY, MANY + 2_999))])
     assert await remaining() == names([MANY + 2_999])
-
-
-@pytest.mark.parametrize("fields", ["embedding", [5], 5])
-async def test_fields_to_return_that_are_no_list_of_names_are_refused(store, fields):
-    with pytest.raises(QueryError, match=r"output_fields is .*; it must be a list of names"):
-        await store.get_nodes(["node-0"], output_fields=fields)
-
-
-@pytest.mark.parametrize("ids", ["node-0", 5])
-async def test_ids_that_are_no_list_are_refused(store, ids):
-    for operation in (store.get_nodes, store.delete_nodes):
-        with pytest.raises(QueryError, match=f"node_ids is {ids!r}; it must be a list of ids"):
-            await operation(ids)

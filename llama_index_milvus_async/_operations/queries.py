@@ -25,8 +25,10 @@ from .._retrieval.results import (
     node_of,
     takes_long,
 )
+from .._retrieval.values import are_several, check_is_query, described
 from .._rpc import Hits, HybridSearch, Search
 from .._transport.limits import MAX_SEARCH_HITS, MAX_SEARCH_VECTORS
+from ..errors import QueryError
 from .context import Context
 from .ids import in_parts
 from .setup import Ready
@@ -45,6 +47,7 @@ async def query(
     context: Context, query: VectorStoreQuery, options: SearchOptions
 ) -> VectorStoreQueryResult:
     """Answer a query."""
+    check_is_query("query", query)
     [result] = await query_many(context, [query], options)
     return result
 
@@ -53,6 +56,10 @@ async def query_many(
     context: Context, queries: Sequence[VectorStoreQuery], options: SearchOptions
 ) -> list[VectorStoreQueryResult]:
     """Answer queries, those that ask alike in common RPCs; results in their order."""
+    if not are_several(queries):
+        raise QueryError(f"queries is {described(queries)}; it must be a list of queries")
+    for position, query in enumerate(queries):
+        check_is_query(f"queries[{position}]", query)
     check_search_options(options)
     # All of them before the first is sent.
     await context.backend.convert(queries, lambda query: check_query(query, options))

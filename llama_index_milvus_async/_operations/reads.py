@@ -33,8 +33,13 @@ async def get_nodes(
 ) -> list[BaseNode]:
     """Read nodes by id, in the order of the ids, or by filter, or by both."""
     if node_ids is None and filters is None:
-        raise QueryError("Either node_ids or filters must be provided.")
+        raise QueryError(
+            "get_nodes() needs node_ids or filters; for every node pass "
+            "filters=MetadataFilters(filters=[])"
+        )
     check_node_ids(node_ids)
+    if filters is not None:
+        filters = _filters.metadata_filters(filters)
     check_output_fields(options.output_fields)
     if node_ids is not None and not node_ids:
         return []

@@ -11,6 +11,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from .._retrieval.options import DeleteOptions, ReadOptions, WriteOptions
+from .._retrieval.values import are_several, as_nodes, described
 from .._rpc import DeleteDocuments, Insert
 from .._translation import filters as _filters
 from .._translation.layout import Layout
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 async def add(context: Context, nodes: Sequence[BaseNode], options: WriteOptions) -> list[str]:
     """Write nodes; returns their ids in the order of the nodes."""
+    nodes = as_nodes(nodes)
     if not nodes:
         return []
 
@@ -178,6 +180,11 @@ def split(
 
 async def delete(context: Context, doc_ids: str | Sequence[str], options: DeleteOptions) -> None:
     """Delete the nodes of documents."""
+    if not isinstance(doc_ids, str) and not are_several(doc_ids):
+        raise QueryError(
+            f"ref_doc_id is {described(doc_ids)}; it must be the id of a document, a text, or a "
+            "list of ids"
+        )
     wanted = [doc_ids] if isinstance(doc_ids, str) else list(doc_ids)
     for doc_id in wanted:
         check_id("ref_doc_id", doc_id)
@@ -205,7 +212,8 @@ async def delete_nodes(
     options: DeleteOptions,
 ) -> None:
     """Delete nodes by id, by filter, or by both."""
-    if node_ids is None and (filters is None or not filters.filters):
+    filters = _filters.metadata_filters(filters)
+    if node_ids is None and not filters.filters:
         raise QueryError(
             "delete_nodes() needs node_ids or filters; to delete everything call clear()"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
+from .._translation.filters import list_filters, metadata_filters
 from .._translation.numbers import is_number
 from ..errors import QueryError
 from .modes import MMR_OVER, MODES, Mode, mmr_candidates, mmr_threshold, mode_of
@@ -16,6 +17,7 @@ from .ranking import ranker_of
 from .values import (
     MAX_TOP_K,
     are_texts,
+    check_flag,
     check_ids,
     check_output_fields,
     check_search_config,
@@ -31,17 +33,20 @@ def check_search_options(options: SearchOptions) -> None:
 
     Raises:
         QueryError: One is of another type or out of range.
+        FilterError: `milvus_scalar_filters` are not filters.
         ConfigurationError: `milvus_ranker` is not a ranker.
     """
     if options.milvus_ranker is not None:
         ranker_of(options.milvus_ranker, None, "milvus_ranker")
     if not isinstance(options.string_expr, (str, type(None))):
         raise QueryError(f"string_expr is {options.string_expr!r}; it must be a text")
-    if options.mmr_over not in MMR_OVER:
+    if options.mmr_over not in tuple(MMR_OVER):  # which needs no hash
         raise QueryError(f"mmr_over is {options.mmr_over!r}; it must be 'dense' or 'hybrid'")
     names = options.hybrid_fields
     if names is not None and (not are_texts(names) or not names):
         raise QueryError(f"hybrid_fields is {names!r}; it must be a list of dense vector fields")
+    if options.milvus_scalar_filters is not None:
+        list_filters(options.milvus_scalar_filters)
     for name in ("milvus_search_config", "sparse_search_config"):
         if getattr(options, name) is not None:
             check_search_config(name, getattr(options, name))
@@ -54,6 +59,7 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
 
     Raises:
         QueryError: The mode is not supported; text, embedding, top k or alpha are missing or bad.
+        FilterError: Its filters are something else.
     """
     if query.mode not in _MODES:
         supported = ", ".join(mode.name for mode in MODES.values())
@@ -89,6 +95,7 @@ def _check_types(query: VectorStoreQuery) -> None:
             raise QueryError(f"{name} is {text!r}; it must be a text")
     check_ids("node_ids", query.node_ids)
     check_ids("doc_ids", query.doc_ids)
+    metadata_filters(query.filters)
     check_output_fields(query.output_fields)
     embedding = query.query_embedding
     if embedding is not None and not isinstance(embedding, Collection):
@@ -111,6 +118,7 @@ def _check_paging(options: SearchOptions) -> None:
         raise QueryError(f"offset is {offset!r}; it must be an integer in 0..{MAX_TOP_K - 1}")
     if field is not None and (not isinstance(field, str) or not field):
         raise QueryError(f"group_by_field is {field!r}; it must be the name of a field")
+    check_flag("strict_group_size", options.strict_group_size)
     for name in ("group_size", "strict_group_size"):
         if getattr(options, name) is not None and field is None:
             raise QueryError(f"{name} has no effect without group_by_field; pass both")

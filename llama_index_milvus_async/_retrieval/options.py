@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
+from llama_index.core.vector_stores.types import VectorStoreQuery
+
+from .._names import nearest
 from ..errors import ConfigurationError, QueryError
-from .values import are_texts
+from .values import are_several, are_texts, check_flag
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class WriteOptions:
         timeout: Seconds for each RPC of this call.
     """
 
+    parameters: ClassVar[Collection[str]] = ("nodes",)
+
     milvus_partition_name: str | None = None
     force_flush: bool = False
     show_progress: bool = False
@@ -28,6 +33,8 @@ class WriteOptions:
 
     def __post_init__(self) -> None:
         _check_partition(self.milvus_partition_name)
+        check_flag("force_flush", self.force_flush)
+        check_flag("show_progress", self.show_progress)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class DeleteOptions:
         milvus_partition_name: Delete within this partition only.
         timeout: Seconds for each RPC of this call.
     """
+
+    parameters: ClassVar[Collection[str]] = ("ref_doc_id", "node_ids", "filters")
 
     milvus_partition_name: str | None = None
     timeout: float | None = None
@@ -60,22 +69,21 @@ class ReadOptions:
     consistency_level: str | None = None
     timeout: float | None = None
 
+    def __post_init__(self) -> None:
+        names = self.partition_names
+        if names is not None and (not are_texts(names) or not names or not all(names)):
+            raise QueryError(
+                f"milvus_partition_names is {self.milvus_partition_names!r}; name partitions, or "
+                "leave it out to read all"
+            )
+
     @property
     def partition_names(self) -> tuple[str, ...] | None:
-        """The partitions, `None` for all.
-
-        Raises:
-            QueryError: They are not a name or a list of names.
-        """
+        """The partitions, `None` for all."""
         given = self.milvus_partition_names
         if given is None:
             return None
-        names = (given,) if isinstance(given, str) else given
-        if not are_texts(names) or not names or not all(names):
-            raise QueryError(
-                f"milvus_partition_names is {given!r}; name partitions, or leave it out to read all"
-            )
-        return tuple(names)
+        return (given,) if isinstance(given, str) else tuple(given) if are_several(given) else ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,8 @@ class GetOptions(ReadOptions):
     Attributes:
         output_fields: Fields to fetch beside the node, in place of the store's.
     """
+
+    parameters: ClassVar[Collection[str]] = ("node_ids", "filters")
 
     output_fields: Sequence[str] | None = None
 
@@ -110,6 +120,8 @@ class SearchOptions(ReadOptions):
         strict_group_size: Whether to look on until each group is full.
         score_threshold: Return hits of at least this similarity.
     """
+
+    parameters: ClassVar[Collection[str]] = ("query", "queries")
 
     milvus_scalar_filters: Any = None
     milvus_search_config: Mapping[str, Any] | None = None
@@ -154,24 +166,86 @@ class StoreOptions:
     hybrid_ranker_params: Mapping[str, Any]
 
 
-def read_options(cls: type[Any], operation: str, arguments: Mapping[str, Any]) -> Any:
+def read_options(
+    cls: type[Any], operation: str, arguments: Mapping[str, Any], constructor: Iterable[str]
+) -> Any:
     """Build the options of a call from its keyword arguments.
+
+    Args:
+        cls: The class of the options.
+        operation: The method that was called.
+        arguments: Its keyword arguments.
+        constructor: The arguments of the store itself.
 
     Raises:
         ConfigurationError: An argument is unknown. It is refused rather than ignored: a
             misspelt partition or filter would otherwise widen the result.
     """
     known = [field.name for field in fields(cls)]
-    unknown = sorted(set(arguments) - set(known))
-    if unknown:
+    if unknown := arguments.keys() - set(known):
+        described = [_described(cls, name, constructor) for name in sorted(unknown)]
         raise ConfigurationError(
-            f"{operation}() got unknown keyword arguments {unknown}; it takes {sorted(known)}"
+            f"{operation}() got unknown keyword arguments: {', '.join(described)}. It takes "
+            f"{', '.join(sorted(known))}"
         )
     return cls(**arguments)
 
 
-def _check_partition(name: str | None) -> None:
-    if name is not None and not name:
+def ignored_by_add(arguments: Iterable[str], constructor: Iterable[str]) -> set[str]:
+    """The keyword arguments of an `add` that mean nothing to a store, and can be left out.
+
+    `VectorStoreIndex.from_documents` hands on what it does not know itself, such as `llm=`, after
+    the nodes were embedded. What is like an argument of `add`, or is one of the constructor, is not
+    left out: the rows would be written elsewhere than was asked.
+    """
+    known = {field.name for field in fields(WriteOptions)}
+    return {
+        name
+        for name in arguments
+        if name not in {*known, *constructor}
+        and "partition" not in name.lower()
+        and nearest(name, known, _SYNONYMS) is None
+    }
+
+
+#: Keyword arguments, and attributes of a query, with what other stores and Milvus call them.
+_SYNONYMS = {
+    "milvus_partition_name": ("partition", "partition_name", "namespace", "tenant"),
+    "milvus_partition_names": ("partitions", "partition", "partition_name", "partition_names"),
+    "force_flush": ("flush",),
+    "ref_doc_id": ("doc_id",),
+    "node_ids": ("ids",),
+    "filters": ("filter", "metadata_filters", "where"),
+    "similarity_top_k": ("top_k", "k", "limit"),
+    "string_expr": ("expr", "filter_expr", "expression"),
+    "milvus_search_config": ("search_params", "search_config", "param"),
+    "milvus_ranker": ("ranker", "reranker", "hybrid_ranker"),
+    "milvus_scalar_filters": ("scalar_filters",),
+    "score_threshold": ("similarity_cutoff", "threshold"),
+    "query_embedding": ("embedding", "vector"),
+    "query_str": ("query_text", "text"),
+}
+_OF_QUERIES = frozenset(field.name for field in fields(VectorStoreQuery))
+
+
+def _described(cls: type[Any], name: str, constructor: Iterable[str]) -> str:
+    """An unknown argument, and what was probably meant."""
+    places = dict.fromkeys(constructor, " of the constructor")
+    if issubclass(cls, SearchOptions):
+        places |= dict.fromkeys(_OF_QUERIES, " of VectorStoreQuery")
+    own = [field.name for field in fields(cls)]
+    places |= dict.fromkeys((*own, *cls.parameters), "")
+    meant = nearest(name, places, _SYNONYMS)
+    if meant is None:
+        return repr(name)
+    if meant == name:
+        return f"{name!r} (it is an argument{places[name]})"
+    return f"{name!r} (did you mean {meant}={places[meant]}?)"
+
+
+def _check_partition(name: Any) -> None:
+    if name is not None and not (isinstance(name, str) and name):
         raise ConfigurationError(
-            f"milvus_partition_name is {name!r}; name a partition, or leave it out"
+            f"milvus_partition_name is {name!r}; it must be the name of a partition, a text. Leave "
+            "it out for Milvus' default partition"
         )

@@ -2,24 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import VectorStoreQuery
+
 from .._translation.numbers import is_integer
-from ..errors import QueryError
+from ..errors import ConfigurationError, QueryError, abridged
 
 #: Milvus' largest top k (https://milvus.io/docs/limitations.md#Top-K).
 MAX_TOP_K = 16_384
+# Texts may be of any length, and messages end up in logs.
+_SHOWN_CHARACTERS = 100
 
 
 def are_several(values: Any) -> bool:
     """Whether values are a collection; a text is one value, not its letters."""
-    return isinstance(values, Collection) and not isinstance(values, str)
+    return isinstance(values, Collection) and not isinstance(values, (str, bytes, Mapping))
 
 
 def are_texts(values: Any) -> bool:
     """Whether values are a collection of texts, which may be empty."""
     return are_several(values) and all(isinstance(value, str) for value in values)
+
+
+def as_nodes(nodes: Any) -> list[BaseNode]:
+    """Nodes as a list; a single one is taken as well.
+
+    Raises:
+        ConfigurationError: They are not nodes.
+    """
+    if isinstance(nodes, BaseNode):
+        return [nodes]
+    if not isinstance(nodes, Iterable) or isinstance(nodes, (str, bytes, Mapping)):
+        raise ConfigurationError(f"nodes is {described(nodes)}; it must be a list of nodes")
+    listed = list(nodes)
+    for position, node in enumerate(listed):
+        if not isinstance(node, BaseNode):
+            raise ConfigurationError(
+                f"nodes[{position}] is {described(node)}; it must be a node, such as a TextNode "
+                "with an embedding"
+            )
+    return listed
+
+
+def check_is_query(argument: str, query: Any) -> None:
+    """Check that a query is one.
+
+    Raises:
+        QueryError: It is something else, such as the text of a question.
+    """
+    if not isinstance(query, VectorStoreQuery):
+        raise QueryError(
+            f"{argument} is {described(query)}; it must be a VectorStoreQuery. To ask with a text, "
+            "use a retriever: VectorStoreIndex.from_vector_store(store).as_retriever()"
+        )
+
+
+def described(value: Any) -> str:
+    """A value as messages show it: texts and numbers, and the type of anything else."""
+    if isinstance(value, (str, bytes, int, float)):
+        return f"{abridged(repr(value), _SHOWN_CHARACTERS)}, a value of type {type(value).__name__}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def check_flag(argument: str, value: Any) -> None:
+    """Check a switch.
+
+    Raises:
+        ConfigurationError: It is neither `True` nor `False`; `"no"` would count as `True`.
+    """
+    if not isinstance(value, (bool, type(None))):
+        raise ConfigurationError(f"{argument} is {value!r}; it must be True or False")
 
 
 def check_ids(argument: str, ids: Any) -> None:

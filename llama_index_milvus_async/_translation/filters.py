@@ -92,14 +92,30 @@ def _restrictions(
     if doc_ids is not None:
         parts.append(doc_ids_expression(layout, doc_ids))
     if filters is not None:
-        parts.append(_group(layout, filters, True))
+        parts.append(_group(layout, metadata_filters(filters), True))
     if scalar_filters is not None:
-        parts.append(_scalar_group(layout, _scalar_filters(scalar_filters)))
+        parts.append(_scalar_group(layout, list_filters(scalar_filters)))
     if string_expr is not None and string_expr.strip():
         parts.append(f"({_checked(string_expr)})")
     if False in parts:
         return _no_row(layout)
     return " and ".join(enclosed(part) for part in parts if isinstance(part, str))
+
+
+def metadata_filters(given: Any) -> MetadataFilters:
+    """Filters as callers pass them: `None` means every row, and a single filter is taken as well.
+
+    Raises:
+        FilterError: They are something else.
+    """
+    if isinstance(given, MetadataFilters):
+        return given
+    if given is None or isinstance(given, MetadataFilter):
+        return MetadataFilters(filters=[] if given is None else [given])
+    raise FilterError(
+        f"filters must be MetadataFilters, found {type(given).__name__}; write "
+        "MetadataFilters(filters=[MetadataFilter(key=..., value=...)])"
+    )
 
 
 def _no_row(layout: Layout) -> str:
@@ -267,8 +283,6 @@ _SCALAR_OPERATORS: dict[FilterOperatorFunction, _Builder] = {
 
 def _group(layout: Layout, group: MetadataFilters, positive: bool) -> Expr:
     """Translate filters with their condition, or the negation of that."""
-    if not isinstance(group, MetadataFilters):
-        raise FilterError(f"filters must be MetadataFilters, found {type(group).__name__}")
     if not group.filters:
         return positive  # restricts nothing, whatever the condition
 
@@ -277,7 +291,7 @@ def _group(layout: Layout, group: MetadataFilters, positive: bool) -> Expr:
             if isinstance(part, MetadataFilter):
                 yield _leaf(layout, _OPERATORS, part.key, part.operator, part.value, positive)
             else:
-                yield _group(layout, part, positive)
+                yield _group(layout, metadata_filters(part), positive)
 
     return _combined(group.condition, each, positive)
 
@@ -328,20 +342,30 @@ def _leaf(
         raise FilterError(f"filter on {key!r} with the operator {name}: {error}") from None
 
 
-def _scalar_filters(given: Any) -> ScalarMetadataFilters:
-    if isinstance(given, ScalarMetadataFilters):
-        return given
-    if isinstance(given, ScalarMetadataFilter):
-        return ScalarMetadataFilters(filters=[given])
-    if isinstance(given, (Mapping, Sequence)) and not isinstance(given, (str, bytes)):
-        try:
-            return ScalarMetadataFilters.from_dict(given)
-        except ValidationError as error:
-            raise FilterError(f"scalar filters: {error}") from error
-    raise FilterError(
-        "scalar filters must be ScalarMetadataFilters, or a dictionary or a list of dictionaries "
-        f"with key, value and operator; found {type(given).__name__}"
-    )
+def list_filters(given: Any) -> ScalarMetadataFilters:
+    """Filters on lists as callers pass them: as objects, or as what their `to_dict` returns.
+
+    The classes of the upstream plugin have the names and attributes of those here.
+
+    Raises:
+        FilterError: They are something else.
+    """
+    kind = type(given).__name__
+    if isinstance(given, Mapping) and "filters" in given:
+        given = dict(given)
+    elif isinstance(given, Mapping) or kind == ScalarMetadataFilter.__name__:
+        given = {"filters": [given]}
+    elif isinstance(given, Sequence) and not isinstance(given, (str, bytes)):
+        given = {"filters": list(given)}
+    elif kind != ScalarMetadataFilters.__name__:
+        raise FilterError(
+            "milvus_scalar_filters must be ScalarMetadataFilters, or a dictionary or a list of "
+            f"dictionaries with key, value and operator; found {kind}"
+        )
+    try:
+        return ScalarMetadataFilters.model_validate(given, from_attributes=True)
+    except ValidationError as error:
+        raise FilterError(f"milvus_scalar_filters: {error}") from error
 
 
 #: What the text of a subscript follows; that of a list follows a bracket after a space.

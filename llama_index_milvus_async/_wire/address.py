@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
+
+from pymilvus import MilvusClient
+
+#: Arguments of both pymilvus clients beside `uri`, `token` and `timeout`: those of their signature,
+#: and those that their `**kwargs` hand on to the connection (https://milvus.io/docs/tls.md,
+#: `pymilvus.connections.connect`). Four have no effect here, because connections are dedicated to
+#: stores and kept alive in any case: `alias`, `cluster_id`, `dedicated` and `keep_alive`.
+CLIENT_OPTIONS = frozenset(inspect.signature(MilvusClient.__init__).parameters) - {
+    "kwargs",
+    "self",
+    "timeout",
+    "token",
+    "uri",
+} | {
+    "alias",
+    "ca_pem_path",
+    "client_key_path",
+    "client_pem_path",
+    "cluster_id",
+    "dedicated",
+    "grpc_options",
+    "keep_alive",
+    "secure",
+    "server_name",
+    "server_pem_path",
+}
 
 #: Seconds to wait for a connection, pymilvus' own default.
 CONNECT_TIMEOUT = 10.0

@@ -70,11 +70,6 @@ async def test_an_unsupported_mode_is_refused_with_those_supported(store, colour
     assert mode in str(info.value).lower()
 
 
-async def test_an_unknown_keyword_is_refused_with_those_known(store, coloured):
-    with pytest.raises(ConfigurationError, match=r"\['milvus_partition'\].*milvus_partition_names"):
-        await coloured(store).query(query_for(), milvus_partition="archive")
-
-
 @pytest.mark.parametrize("level", ["strongest", "", 1])
 async def test_an_unknown_consistency_level_is_refused_with_those_known(store, coloured, level):
     with pytest.raises(ConfigurationError, match=r"consistency_level is .*Strong.*Eventually"):
@@ -126,34 +121,6 @@ async def test_bad_search_parameters_raise_the_package_s_errors_or_none(
 async def test_bad_search_parameters_are_refused(store, coloured, name, config, message):
     with pytest.raises(QueryError, match=f"{name} .*{message}"):
         await coloured(store).query(query_for(), **{name: config})
-
-
-@pytest.mark.parametrize(
-    ("given", "options", "message"),
-    [
-        ({"query_str": 5}, {}, "query_str is 5; it must be a text"),
-        ({"embedding_field": ["x"]}, {}, r"embedding_field is \['x'\]; it must be a text"),
-        ({"query_embedding": 5}, {}, "query_embedding is 5; it must be a list of numbers"),
-        ({"node_ids": 5}, {}, "node_ids is 5; it must be a list of ids"),
-        ({"doc_ids": "doc-1"}, {}, "doc_ids is 'doc-1'; it must be a list of ids"),
-        ({"output_fields": "embedding"}, {}, "output_fields is 'embedding'; it must be a list"),
-        ({"output_fields": [5]}, {}, r"output_fields is \[5\]"),
-        ({}, {"string_expr": 5}, "string_expr is 5; it must be a text"),
-        ({}, {"milvus_partition_names": 5}, "milvus_partition_names is 5; name partitions"),
-        ({}, {"milvus_partition_names": [5]}, r"milvus_partition_names is \[5\]"),
-        ({}, {"hybrid_fields": 5}, "hybrid_fields is 5; it must be a list of dense vector"),
-        ({}, {"hybrid_fields": [["x"]]}, "hybrid_fields is"),
-        ({}, {"mmr_prefetch_k": -1}, "mmr_prefetch_k is -1"),
-        ({}, {"mmr_threshold": 99}, "mmr_threshold is 99"),
-    ],
-    ids=label,
-)
-async def test_what_is_of_another_type_is_refused(store, coloured, given, options, message):
-    query = query_for()
-    for name, value in given.items():
-        setattr(query, name, value)
-    with pytest.raises(QueryError, match=message):
-        await coloured(store).query(query, **options)
 
 
 @pytest.mark.parametrize("ranker", ["junk", 12345])
