@@ -13,18 +13,22 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 # More than cores: most tests wait more than they compute. They share the engines.
-WORKERS ?= 4
+WORKERS ?= 6
 # Tests are shuffled, in the same way each time unless another seed is passed.
 SEED ?= 1
 # Tests of one file share collections, and stay together. Which marks there are says
 # tests/fixtures/selection.py.
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --randomly-seed=$(SEED)
 
+# Workers and programs that tests start read the byte code of those before them.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Relative paths and `python -m ...` only: both survive a checkout in a path with spaces.
 VENV := .venv
 VENV26 := .venv-pymilvus26
 VENVNEWEST := .venv-newest
 VENVBENCH := .venv-bench
+VENVUPSTREAM := .venv-upstream
 INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -44,13 +48,13 @@ quality: $(VENV)/.installed-demo ## recall and nDCG of dense, full-text and hybr
 	$(VENV)/bin/python -m benchmarks.retrieval
 
 check: lint types $(VENV)/.installed-dev ## lint, types, and the tests that take no time; for the inner loop
-	$(VENV)/bin/python $(PYTEST) -m '(pure or path) and not slow' $(PYTEST_ARGS)
+	$(VENV)/bin/python $(PYTEST) -m '(pure or path) and not slow and not other_colour' $(PYTEST_ARGS)
 
 test: lint types test-pymilvus30 test-pymilvus26 ## lint, types, and the tests with both lines of pymilvus
 
-test-pymilvus30: $(VENV)/.installed-dev ## the tests with pymilvus 3.0
+test-pymilvus30: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt ## the tests with pymilvus 3.0
 	@echo "==== tests with pymilvus 3.0 ($(VENV)) ===="
-	$(VENV)/bin/python $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+	$(VENV)/bin/python $(PYTEST) -m 'not slow and not other_colour' $(PYTEST_ARGS)
 
 test-pymilvus26: $(VENV26)/.installed ## the tests that meet the client, with pymilvus 2.6
 	@echo "==== tests with pymilvus 2.6 ($(VENV26)) ===="
@@ -61,8 +65,8 @@ test-newest: $(VENVNEWEST)/bin/python ## the same with the newest pymilvus, pre-
 	$(VENVNEWEST)/bin/python $(INSTALL) --upgrade --pre pymilvus
 	$(VENVNEWEST)/bin/python $(PYTEST) -m 'both_lines and not slow' $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed-dev ## what `make test` has in a short form only, and the soak
-	$(VENV)/bin/python $(PYTEST) -m slow $(PYTEST_ARGS)
+test-slow: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt ## what `make test` has in a short form only, and the soak
+	$(VENV)/bin/python $(PYTEST) -m 'slow or other_colour' $(PYTEST_ARGS)
 	$(MAKE) soak
 
 soak: $(VENV)/.installed-dev ## ten minutes of faults and restarts on each engine: is anything lost?
@@ -84,7 +88,7 @@ format: $(VENV)/.installed-dev ## apply ruff's formatting and its safe fixes
 	$(VENV)/bin/python -m ruff format .
 
 clean: ## remove the environments and everything generated
-	rm -rf $(VENV) $(VENV26) $(VENVNEWEST) $(VENVBENCH) .venv-upstream build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV26) $(VENVNEWEST) $(VENVBENCH) $(VENVUPSTREAM) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file says what an environment holds, so that a second call installs nothing.
@@ -104,6 +108,10 @@ $(VENV26)/.installed: pyproject.toml constraints.txt | $(VENV26)/bin/python
 $(VENVBENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt | $(VENVBENCH)/bin/python
 	$(VENVBENCH)/bin/python $(INSTALL) -r benchmarks/requirements.txt -e '.[lite,test]'
 	touch $@
+
+# Without a network it says so, and the tests that need it are skipped.
+$(VENVUPSTREAM)/installed.txt: tests/fixtures/upstream.py | $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.fixtures.upstream
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -1,13 +1,15 @@
 """What a user installs: wheel, sdist, their metadata, and the wheel in a new environment.
 
-The environment is made once, without extras, and gets some afterwards: the order matters. Not
-installed are the extras that bring gigabytes (`huggingface`, `demo`) or a whole Jupyter
-(`notebooks`).
+The environment is made once, without extras, and gets some afterwards: the order matters. In a
+short form pip finds there what the tests' own environment has, and brings the rest; to bring all
+takes it a minute, and is left to the slow tests. Not there are the extras that bring gigabytes
+(`huggingface`, `demo`) or a whole Jupyter (`notebooks`).
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import json
 import os
@@ -18,12 +20,18 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from collections.abc import Iterable, Iterator
+from importlib.metadata import (
+    Distribution,
+    PackageNotFoundError,
+    distribution,
+    packages_distributions,
+)
 from pathlib import Path
 
 import pytest
 from packaging.metadata import Metadata
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
@@ -137,18 +145,27 @@ class Distributions:
         self.contents = contents(self.wheel)
         (info,) = {name.split("/")[0] for name in self.contents if ".dist-info/" in name}
         self.info = info
-        self.metadata = Metadata.from_email(self.contents[f"{info}/METADATA"])
+        self.metadata = metadata_of(self.wheel)
 
 
 class Environment:
-    """A virtual environment, in which nothing is but what pip installs for its user."""
+    """A virtual environment, in which nothing is but what pip installs for its user.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where it is made.
+        linked: Whether pip finds there already what the tests' own environment has of it.
+    """
+
+    def __init__(self, folder: Path, *, linked: bool) -> None:
         # The pip of the tests' own environment serves this one as well.
         command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
         subprocess.run(command, check=True)
         self.folder = folder
+        self.linked = linked
         self.python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+        self.packages = Path(
+            self.output("-c", "import site; print(site.getsitepackages()[0])")[:-1]
+        )
 
     def pip(self, command: str, *arguments: str) -> None:
         """Runs pip; skips the test where pip cannot reach its index."""
@@ -166,9 +183,22 @@ class Environment:
             pytest.skip("the package index cannot be reached to fill the new environment")
         assert result.returncode == 0, result.stderr
 
-    def install(self, *arguments: str) -> None:
+    def install(self, wheel: Path, extras: str = "") -> None:
+        """Installs a wheel with what it requires."""
+        if self.linked:
+            requirements = metadata_of(wheel).requires_dist or []
+            for each in required(requirements, extras.strip("[]").split(","), set()):
+                self.link(each)
         # Byte code is made of the few modules that are imported, when they are.
-        self.pip("install", "--no-compile", *arguments)
+        self.pip("install", "--no-compile", f"{wheel}{extras}")
+
+    def link(self, installed: Distribution) -> None:
+        for file in installed.files or []:
+            target, link = Path(str(file.locate())), self.packages / file
+            # Beside the packages are scripts, which nobody runs.
+            if ".." not in file.parts and target.exists() and not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(target)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         # Isolated: neither the checkout nor PYTHONPATH is looked into.
@@ -185,6 +215,27 @@ class Environment:
         result = self.run(*arguments)
         assert result.returncode == 0, result.stderr
         return result.stdout
+
+
+def required(
+    requirements: Iterable[Requirement], extras: Iterable[str], seen: set[str]
+) -> Iterator[Distribution]:
+    """What they require, as far as the tests' environment has it.
+
+    Args:
+        requirements: Of a distribution.
+        extras: Those of its extras that are wanted.
+        seen: The requirements that were looked at.
+    """
+    for each in requirements:
+        markers = [{"extra": extra} for extra in ("", *extras)]
+        if str(each) in seen or (each.marker and not any(map(each.marker.evaluate, markers))):
+            continue
+        seen.add(str(each))
+        with contextlib.suppress(PackageNotFoundError):
+            found = distribution(each.name)
+            yield found
+            yield from required(map(Requirement, found.requires or []), each.extras, seen)
 
 
 def project_files() -> list[str]:
@@ -209,18 +260,27 @@ def contents(wheel: Path) -> dict[str, bytes]:
         return {info.filename: archive.read(info) for info in archive.infolist()}
 
 
+def metadata_of(wheel: Path) -> Metadata:
+    [text] = (text for name, text in contents(wheel).items() if name.endswith("/METADATA"))
+    return Metadata.from_email(text)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     return Distributions(tmp_path_factory.mktemp("packaging"))
 
 
-@pytest.fixture(scope="module")
-def bare(built: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """The environment with the wheel and without extras: 30 s, 400 MB."""
+@pytest.fixture(
+    scope="module", params=["linked", pytest.param("installed", marks=pytest.mark.slow)]
+)
+def bare(
+    built: Distributions, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Environment]:
+    """The environment with the wheel and without extras; installed by pip it has 400 MB."""
     folder = tmp_path_factory.mktemp("environment") / "venv"
     try:
-        environment = Environment(folder)
-        environment.install(str(built.wheel))
+        environment = Environment(folder, linked=request.param == "linked")
+        environment.install(built.wheel)
         environment.output("-c", f"import {PACKAGE}")  # makes the byte code
         yield environment
     finally:
@@ -229,7 +289,7 @@ def bare(built: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def with_extras(built: Distributions, bare: Environment) -> Environment:
-    bare.install(f"{built.wheel}[lite,openai,opentelemetry]")
+    bare.install(built.wheel, "[lite,openai,opentelemetry]")
     return bare
 
 
@@ -517,7 +577,7 @@ def test_uninstalled_it_leaves_upstream_alone_and_nothing_behind(with_extras: En
     # Upstream wants an older pymilvus, so that it is only looked for, not imported.
     find = "import importlib.util, sys; print(importlib.util.find_spec(sys.argv[1]) is not None)"
     upstream, ours = "llama_index.vector_stores.milvus", "llama_index.vector_stores.milvus_async"
-    with_extras.install("--no-deps", UPSTREAM)
+    with_extras.pip("install", "--no-compile", "--no-deps", UPSTREAM)
     assert with_extras.output("-c", find, upstream).strip() == "True"
     assert with_extras.output("-c", find, ours).strip() == "True"
 

@@ -2,9 +2,12 @@
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -141,11 +144,74 @@ def test_names_in_the_selection_are_those_of_files():
     named = (
         *selection.LONGEST,
         *selection.BOTH_LINES,
+        *selection.BOTH_LINES_IN_ALL_CASES,
+        *selection.BOTH_LINES_WITH_EACH_VALUE,
         *selection.BOTH_LINES_ON_STANDALONE,
         *selection.BOTH_LINES_IN_PURE,
+        *selection.BOTH_COLOURS,
     )
     for beginning in named:
         assert any(name.startswith(beginning) for name in names), beginning
+
+
+class Case:
+    """As much of a collected case as the selection asks for."""
+
+    def __init__(self, file, engine, colour, value):
+        self.path = selection.TESTS / file
+        self.nodeid = f"tests/{file}::test_it[{engine}-{colour}-{value}]"
+        params = {"engine": engine, "colour": colour, "value": value}
+        indices = {"engine": engine, "colour": colour, "value": value}
+        self.callspec = SimpleNamespace(params=params, indices=indices)
+        self.fixturenames = ("engine", "colour")
+        self.marks = set()
+
+    def reportinfo(self):
+        return self.path, 1, "test_it"
+
+    def get_closest_marker(self, name):
+        return name in self.marks
+
+    def add_marker(self, mark):
+        self.marks.add(mark.name)
+
+
+def marked_cases(file):
+    cases = [
+        Case(file, engine, colour, value)
+        for value in range(20)
+        for engine in ("lite", "standalone")
+        for colour in ("sync", "async")
+    ]
+    random.shuffle(cases)
+    selection.pytest_collection_modifyitems(cases)
+    return cases
+
+
+def test_each_case_runs_on_each_engine_and_the_first_in_both_colours():
+    cases = marked_cases("query/test_query_results.py")
+    found = Counter()
+    for case in cases:
+        if "other_colour" not in case.marks:
+            params = case.callspec.params
+            found[params["value"], params["engine"]] += 1
+            found[params["value"], params["colour"]] += 1
+    wheres = ("lite", "standalone", "sync", "async")
+    assert found == {(n, where): 1 if n else 2 for n in range(20) for where in wheres}
+    assert not any("other_colour" in case.marks for case in marked_cases("faults/test_x.py"))
+
+
+def test_few_cases_run_with_both_lines_of_pymilvus():
+    def values(file):
+        chosen = [case.callspec.params for case in marked_cases(file) if "both_lines" in case.marks]
+        assert {each["engine"] for each in chosen} == {"lite"}
+        return sorted((each["colour"], each["value"]) for each in chosen)
+
+    colours, all_values = ("async", "sync"), range(20)
+    assert values("query/test_query_results.py") == [(colour, 0) for colour in colours]
+    everything = [(colour, value) for colour in colours for value in all_values]
+    assert values("faults/test_network_faults.py") == everything
+    assert values("test_one_path.py") == everything
 
 
 def test_the_report_names_what_took_longest():
