@@ -44,7 +44,7 @@ from tests.fixtures.stores import DIM, collection_name, make_nodes
         ({7: {"dim": 4}}, r"dense_fields has the key 7; it must be a name"),
         ({"image": {"dim": 0}}, r"dense_fields\['image'\]: dim is 0; .* 1\.\.32768"),
         ({"image": {"dim": 32_769}}, r"dense_fields\['image'\]: dim is 32769"),
-        ({"image": {"dim": "4"}}, r"dense_fields\['image'\]: dim is '4'"),
+        ({"image": {"dim": "four"}}, r"dense_fields\['image'\]: dim is 'four'"),
         ({"image": {"dim": True}}, r"dense_fields\['image'\]: dim is True"),
         ({"image": {"dim": 4, "metric_type": "HAMMING"}}, r"\['image'\] has metric_type='HAMMING'"),
         ({"image": {"dim": 4, "metric_type": "nope"}}, r"one of \['IP', 'L2', 'COSINE'\]"),
