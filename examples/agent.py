@@ -26,8 +26,7 @@ from typing import Any
 INSTALL = 'pip install "llama-index-milvus-async[examples]"'
 
 try:
-    from async_rag import (  # before pymilvus is imported
-        MILVUS_URI,
+    from async_rag import (
         QUESTIONS,
         DemoError,
         count,
@@ -97,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--question", action="append", metavar="TEXT", help="may be given several times")
     add("--top-k", type=positive, default=3, metavar="N", help="passages of a search (%(default)s)")
-    uri = MILVUS_URI or "./examples.db"
+    uri = os.environ.get("MILVUS_URI") or "./examples.db"
     add("--uri", default=uri, help="server, or file of Milvus Lite (MILVUS_URI; %(default)s)")
     add("--token", help="user:password or API key of the server (MILVUS_TOKEN)")
     add("--collection", default="documents", help="what ingest_folder.py filled (%(default)s)")

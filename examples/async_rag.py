@@ -27,10 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# pymilvus reads MILVUS_URI as well, while it is imported, and refuses the path of a file in it.
-# Emptied, not removed: pymilvus would then take it from a file `.env`.
-MILVUS_URI = os.environ.get("MILVUS_URI", "")
-os.environ["MILVUS_URI"] = ""
 INSTALL = 'pip install "llama-index-milvus-async[demo]"'
 
 try:
@@ -120,7 +116,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--docs", type=Path, default=DATA, metavar="DIR", help="folder with .txt files in UTF-8")
     add("--question", action="append", metavar="TEXT", help="may be given several times")
     add("--top-k", type=positive, default=3, metavar="N", help="passages shown (%(default)s)")
-    uri = MILVUS_URI or "./milvus_demo.db"
+    uri = os.environ.get("MILVUS_URI") or "./milvus_demo.db"
     add("--uri", default=uri, help="server, or file of Milvus Lite (MILVUS_URI; %(default)s)")
     add("--token", help="user:password or API key of the server (MILVUS_TOKEN)")
     add("--collection", default="async_rag_demo", help="made anew by each run (%(default)s)")

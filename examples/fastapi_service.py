@@ -31,10 +31,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
-# pymilvus reads MILVUS_URI as well, while it is imported, and refuses the path of a file in it.
-# Emptied, not removed: pymilvus would then take it from a file `.env`.
-MILVUS_URI = os.environ.get("MILVUS_URI") or "./fastapi_service.db"
-os.environ["MILVUS_URI"] = ""
 INSTALL = 'pip install "llama-index-milvus-async[examples]"'
 
 try:
@@ -312,7 +308,7 @@ def create_app(embed_model: BaseEmbedding | None = None) -> Service:
         ValueError: One of the settings is not allowed.
     """
     configured = MilvusVectorStore(
-        uri=MILVUS_URI,
+        uri=os.environ.get("MILVUS_URI") or "./fastapi_service.db",
         token=os.environ.get("MILVUS_TOKEN", ""),
         collection_name=os.environ.get("MILVUS_COLLECTION", "fastapi_service"),
         enable_sparse=os.environ.get("MILVUS_SPARSE", "1") != "0",

@@ -29,10 +29,9 @@ from urllib.parse import urlsplit
 INSTALL = 'pip install "llama-index-milvus-async[examples]"'
 
 try:
-    from async_rag import (  # before pymilvus is imported
+    from async_rag import (
         CHUNK_OVERLAP,
         CHUNK_SIZE,
-        MILVUS_URI,
         DemoError,
         count,
         load_embed_model,
@@ -147,7 +146,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("folder", type=Path, help="folder with .txt and .md files in UTF-8")
-    uri = MILVUS_URI or "./examples.db"
+    uri = os.environ.get("MILVUS_URI") or "./examples.db"
     add("--uri", default=uri, help="server, or file of Milvus Lite (MILVUS_URI; %(default)s)")
     add("--token", help="user:password or API key of the server (MILVUS_TOKEN)")
     add("--collection", default="documents", help="made where it is missing (%(default)s)")

@@ -5,6 +5,7 @@
 
 from importlib.metadata import version
 
+from . import _pymilvus  # noqa: F401 - first of all: the others import pymilvus
 from .errors import (
     AuthenticationError,
     CertificateError,

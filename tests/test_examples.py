@@ -121,7 +121,6 @@ def test_with_a_key_a_language_model_answers(folder: Path, run_demo: Demo) -> No
     model = ["--llm-model", "a-model-of-our-own"]
     with serve_openai() as endpoint:
         arguments = ["--docs", "docs", "--api-base", endpoint.url, *model, *ASKED]
-        # pymilvus reads MILVUS_URI as well, and would refuse a file.
         settings = {"MILVUS_URI": "./named.db", "OPENAI_API_KEY": KEY}
         result = run_demo(*arguments, **settings)
 
@@ -177,31 +176,6 @@ def test_what_a_user_can_mend_is_a_sentence(
 
     assert sentence in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
-
-
-DOTENV = """
-import os, sys
-assert "pymilvus" not in sys.modules
-import dotenv.main
-
-dotenv.main.find_dotenv = lambda: ".env"  # it looks above the package that asks, not here
-{imports}
-assert module.MILVUS_URI == "{expected}", module.MILVUS_URI
-assert os.environ["MILVUS_URI"] == ""
-"""
-
-
-@pytest.mark.parametrize(
-    ("module", "expected"),
-    [("async_rag", ""), ("fastapi_service", "./fastapi_service.db")],
-)
-def test_a_file_dotenv_with_a_path_for_milvus_does_no_harm(
-    tmp_path: Path, python_with_model: Python, module: str, expected: str
-) -> None:
-    pytest.importorskip("fastapi")
-    (tmp_path / ".env").write_text("MILVUS_URI=./milvus.db\n")
-    code = DOTENV.format(imports=f"import examples.{module} as module", expected=expected)
-    python_with_model.run("-c", code, cwd=tmp_path)
 
 
 def test_a_file_that_another_process_has_open_is_a_sentence(folder: Path, run_demo: Demo) -> None:
