@@ -255,9 +255,9 @@ class PartialWriteError(ServerError):
 class WriteOutcomeUnknownError(PartialWriteError):
     """A connection or a time-out ended while rows were being inserted: they may be there or not.
 
-    The rows were not sent again, because a server would keep them twice. With `upsert_mode=True`
-    a call can be repeated, and the store does so by itself; without it, look which of `unknown` are
-    there (`get_nodes`) before adding them again.
+    It is raised with `upsert_mode=False` only: the rows were not sent again, because a server would
+    keep them twice. Look which of `unknown` are there (`get_nodes`) before adding them again, or
+    add them with `upsert_mode=True`, by which the store repeats a call by itself.
     """
 
     is_answer = False

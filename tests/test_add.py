@@ -73,8 +73,8 @@ def count(raw: MilvusClient, store: MilvusVectorStore, node_ids: list[str]) -> i
 
 
 def inserted(recorder: Recorder) -> list[milvus_pb2.InsertRequest]:
-    """The inserts that were sent."""
-    return [milvus_pb2.InsertRequest.FromString(call.body) for call in recorder.named("Insert")]
+    """The rows that were sent; an upsert has them in the fields of an insert."""
+    return [milvus_pb2.InsertRequest.FromString(call.body) for call in recorder.adds()]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -175,7 +175,7 @@ async def test_several_batches_are_in_flight_within_the_limit(sibling, prefix, r
 
     def count(call: Call) -> None:
         nonlocal in_flight, most
-        if call.method != "Insert":
+        if not call.adds:
             return
         with lock:
             in_flight += 1
@@ -278,13 +278,13 @@ async def test_force_flush_seals_the_rows_once_after_the_last_batch(
     coloured = coloured(sibling(uri=recorder.uri, batch_size=2))
 
     def sent() -> tuple[int, int]:
-        return len(recorder.named("Insert")), len(recorder.named("Flush"))
+        return len(recorder.adds()), len(recorder.named("Flush"))
 
     await coloured.add(nodes_of(prefix, 2))
     assert sent() == (1, 0)
     await coloured.add(nodes_of(prefix + "-flushed", 4), force_flush=True)
     assert sent() == (3, 1)
-    assert recorder.calls[-1].method != "Insert"
+    assert not recorder.calls[-1].adds
 
 
 async def test_nodes_go_into_the_partition_that_is_named(store, raw, coloured, colour, prefix):
@@ -326,7 +326,7 @@ def drop_alias_before_insert(recorder: Recorder, raw: MilvusClient, name: str, n
     """Takes the name away by which a store knows the collection, before its nth insert."""
 
     def drop(call: Call) -> None:
-        if call.method == "Insert" and len(recorder.named("Insert")) == number:
+        if call.adds and len(recorder.adds()) == number:
             raw.drop_alias(name)
 
     recorder.intercept = drop

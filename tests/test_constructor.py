@@ -21,13 +21,14 @@ from llama_index_milvus_async.sparse import BM25BuiltInFunction
 from tests.fixtures.labels import label
 from tests.fixtures.memory import living
 
-# The signature of upstream 1.2.0: names, order and defaults.
+# The signature of upstream 1.2.0: names, order and defaults. One default is another one here:
+# upstream's upsert_mode=False.
 UPSTREAM = {
     "uri": "./milvus_llamaindex.db",
     "token": "",
     "collection_name": "llamacollection",
     "overwrite": False,
-    "upsert_mode": False,
+    "upsert_mode": True,
     "collection_properties": None,
     "doc_id_field": "doc_id",
     "text_key": "text",
@@ -65,7 +66,7 @@ ARGUMENTS = {
     "uri": "http://milvus.example:19530",
     "collection_name": "books",
     "overwrite": True,
-    "upsert_mode": True,
+    "upsert_mode": False,
     "collection_properties": {"collection.ttl.seconds": 3600},
     "doc_id_field": "document",
     "text_key": "body",
@@ -498,7 +499,7 @@ def test_what_comes_from_the_environment_is_what_it_says(given, kept):
 
 #: Fields that every operation reads, with another value than `ARGUMENTS` has.
 CHANGES = {
-    "upsert_mode": False,
+    "upsert_mode": True,
     "search_config": {"ef": 128},
     "consistency_level": "Bounded",
     "output_fields": ["author"],

@@ -449,8 +449,8 @@ class LimitedServer(StandaloneServer):
     SETTINGS = {  # noqa: RUF012 (a mapping that nobody changes)
         "quotaAndLimits.quotaCenterCollectInterval": 1,
         "quotaAndLimits.dml.enabled": "true",
-        "quotaAndLimits.dml.insertRate.max": 0.5,
-        "quotaAndLimits.dml.upsertRate.max": 0.01,
+        "quotaAndLimits.dml.insertRate.max": 0.01,
+        "quotaAndLimits.dml.upsertRate.max": 0.5,
         "quotaAndLimits.dml.deleteRate.max": 0.05,
         "quotaAndLimits.dql.enabled": "true",
         "quotaAndLimits.dql.searchRate.max": 150,
@@ -544,7 +544,7 @@ async def with_nodes(store):
 
 #: Operations beyond a rate: what they do, the request, and how many of them they need.
 RATED = {
-    "add": (add, "Insert", 3),
+    "add": (add, "Upsert", 3),
     "query_many": (query_many, "Search", 2),
     "get_by_ids": (get_by_ids, "Query", 24),
     "get_by_filters": (get_by_filters, "Query", 24),
@@ -567,11 +567,11 @@ async def test_a_rate_is_waited_for(limited, coloured, name):
 
 
 async def test_a_rate_that_leaves_no_time_is_an_error_that_names_it(limited, coloured):
-    store = coloured(limited.store(upsert_mode=True, timeout=1))
+    store = coloured(limited.store(upsert_mode=False, timeout=1))
     await store.connect()
     row = bare_row("debt", text="x" * 60_000)
     with contextlib.suppress(MilvusException):  # where the other colour has made the debt
-        store.store.client.upsert("few", [row] * 4, retry_on_rate_limit=False)  # of 20 seconds
+        store.store.client.insert("few", [row] * 4, retry_on_rate_limit=False)  # of 20 seconds
 
     async def refused():
         with pytest.raises(ServerError, match="rate limit exceeded"):

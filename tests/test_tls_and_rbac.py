@@ -715,8 +715,8 @@ async def test_a_password_that_changes_under_a_store(tls, coloured, witness, nam
 
 #: Operation to the privilege without which it fails, and to how it is called.
 GUARDED = {
-    "add": ("Insert", {}, OPERATIONS["add"]),
-    "upsert": ("Upsert", {"upsert_mode": True}, OPERATIONS["add"]),
+    "add": ("Upsert", {}, OPERATIONS["add"]),
+    "insert": ("Insert", {"upsert_mode": False}, OPERATIONS["add"]),
     "query": ("Search", {}, OPERATIONS["query"]),
     "query_many": ("Search", {}, OPERATIONS["query_many"]),
     "mmr": ("Search", {}, lambda store: store.query(query(mode="mmr"))),
@@ -767,7 +767,7 @@ async def test_a_flush_that_is_not_allowed_is_an_error_after_the_rows_were_writt
 async def test_what_is_not_allowed_deletes_and_writes_nothing(tls, coloured):
     store = coloured(tls.store())
     ids = [f"node-{i}" for i in range(4)]
-    with tls.without("Delete", "Insert"):
+    with tls.without("Delete", "Upsert"):
         await refused(OPERATIONS["delete"], store)
         await refused(OPERATIONS["add"], store)
         for operation in (
@@ -784,7 +784,7 @@ async def test_what_is_not_allowed_deletes_and_writes_nothing(tls, coloured):
 async def test_calls_that_share_an_rpc_are_all_told(tls):
     """Nobody waits for a refusal that comes to another, and none is sent again and again."""
     async with tls.store() as store:
-        with tls.without("Insert", "Search"):
+        with tls.without("Upsert", "Search"):
             for name in ("add", "query"):
                 await refused(OPERATIONS[name], Coloured(store, "async"))
             nodes = make_nodes(50, prefix="many")
@@ -800,7 +800,7 @@ async def test_calls_that_share_an_rpc_are_all_told(tls):
 #: What docs/operations.md says that a user needs, and what that user may then do, and what not.
 ROLES = {
     "reader": (TO_READ, ["query", "query_many", "get_nodes"], ["add", "delete_nodes", "clear"]),
-    "writer": (["Insert"], ["add"], ["query", "get_nodes", "delete_nodes"]),
+    "writer": (["Upsert"], ["add"], ["query", "get_nodes", "delete_nodes"]),
     "cleaner": (TO_DELETE, ["delete", "delete_nodes"], ["add", "query", "get_nodes"]),
     "nobody": ([], ["connect"], [name for name in OPERATIONS if name != "connect"]),
 }

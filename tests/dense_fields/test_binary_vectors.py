@@ -147,7 +147,7 @@ async def test_what_are_no_bits_is_refused(bits, coloured, embedding, message):
 @standalone
 async def test_bits_are_added_replaced_and_deleted(make_shared_store, bits, coloured):
     kwargs = {"collection_name": bits.collection_name, "dense_fields": bits.dense_fields}
-    writer = coloured(make_shared_store(enable_dense=False, dim=None, upsert_mode=True, **kwargs))
+    writer = coloured(make_shared_store(enable_dense=False, dim=None, **kwargs))
     (node,) = make_nodes(1, prefix="new")
     for content in (BITS[0], BITS_QUERY):
         node.embedding = content.astype(float).tolist()

@@ -204,7 +204,7 @@ async def test_every_problem_of_every_field_is_named(store, coloured):
 
 @lite
 async def test_an_upsert_replaces_every_embedding(make_store, coloured):
-    store = coloured(make_store(dense_fields=FIELDS, upsert_mode=True))
+    store = coloured(make_store(dense_fields=FIELDS))
     await store.add(make_collection()[:4])
     changed = make_collection()[:2]
     for node in changed:

@@ -71,8 +71,8 @@ class FakeMilvus(grpc.GenericRpcHandler):
     def _GetLoadState(self, request):
         return {"state": 3}
 
-    def _Insert(self, request):
-        return {"insert_cnt": request.num_rows, "succ_index": list(range(request.num_rows))}
+    def _Upsert(self, request):
+        return {"upsert_cnt": request.num_rows, "succ_index": list(range(request.num_rows))}
 
     def _Query(self, request):
         return {"fields_data": self._columns(), "output_fields": list(request.output_fields)}
@@ -96,7 +96,7 @@ class FakeMilvus(grpc.GenericRpcHandler):
     _HybridSearch = _Search
 
     def _columns(self):
-        return self.requests["Insert"][0].fields_data
+        return self.requests["Upsert"][0].fields_data
 
     def sent_vectors(self):
         """Type and bytes of the vectors of each search, in the order of its legs."""
@@ -168,7 +168,7 @@ async def test_vectors_of_small_types_are_sent_exactly(small, fake_milvus, colou
     assert {one.key: one.value for one in fields["small"].type_params} == {
         "dim": str(len(vectors[0]))
     }
-    (request,) = fake_milvus.requests["Insert"]
+    (request,) = fake_milvus.requests["Upsert"]
     columns = {column.field_name: column for column in request.fields_data}
     assert (columns["small"].type, columns["small"].vectors.dim) == (kind, len(vectors[0]))
     sent = getattr(columns["small"].vectors, SMALL[kind][3])

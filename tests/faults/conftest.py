@@ -26,7 +26,8 @@ def make_case(faulty, collection, coloured, request):
         options = {"uri": proxy.uri, "token": engine.token, "collection_name": collection, "dim": 8}
         options |= {"consistency_level": "Strong", "timeout": LONG}
         options |= SPARSE if engine.is_lite else {}
-        options |= {"upsert_mode": operation == "upsert"}
+        # The default is an upsert.
+        options |= {"upsert_mode": False} if operation == "add" else {}
         case = Case(
             operation, coloured(MilvusVectorStore(**{**options, **kwargs})), prefix, engine.is_lite
         )

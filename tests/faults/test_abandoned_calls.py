@@ -257,7 +257,8 @@ UNDER_WAY = {
 @pytest.mark.parametrize("method", UNDER_WAY)
 async def test_calls_under_way_when_the_store_is_closed(busy, recorder, engine, method):
     """Nobody was cancelled; nothing is sent any more, and nothing stays open."""
-    async with busy(method, UNDER_WAY[method], 6, max_in_flight=3) as (store, calls):
+    options = {"max_in_flight": 3, "upsert_mode": False}
+    async with busy(method, UNDER_WAY[method], 6, **options) as (store, calls):
         sent = len(recorder.named(method))
         await store.aclose()
         outcomes = await asyncio.gather(*calls, return_exceptions=True)

@@ -222,7 +222,7 @@ NO_ANSWERS = {
 @pytest.mark.parametrize("name", NO_ANSWERS)
 async def test_rows_are_unknown_where_milvus_has_not_answered(recorder, reopen, coloured, name):
     recorder.intercept = lambda call: NO_ANSWERS[name] if call.method == "Insert" else None
-    store = coloured(reopen(uri=recorder.uri))
+    store = coloured(reopen(uri=recorder.uri, upsert_mode=False))
     nodes = make_nodes(2)
     with pytest.raises(WriteOutcomeUnknownError) as caught:
         await store.add(nodes)

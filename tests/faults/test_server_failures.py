@@ -57,7 +57,7 @@ async def test_the_server_is_killed_and_restarted_in_mid_flight(get_mortal, name
             # Writers to one collection of Milvus Lite stand in line, and `clear` clears all of it.
             alone = operation == "clear" or (is_lite and operation in WRITES)
             own = f"{shared}_{operation}_{colour}" if alone else shared
-            upsert = operation == "upsert"
+            upsert = operation != "add"
             # A connection of its own, for what is held holds all that comes over the connection.
             options["grpc_options"] = {"grpc.primary_user_agent": f"{operation}-{colour}"}
             store = MilvusVectorStore(**options, collection_name=own, upsert_mode=upsert)

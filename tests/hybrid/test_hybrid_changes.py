@@ -34,7 +34,6 @@ from tests.hybrid.corpus import (
 def changing(make_store, request):
     return make_store(
         enable_sparse=True,
-        upsert_mode=True,
         similarity_metric="COSINE",
         sparse_embedding_function=BagOfWords() if request.param == "encoder" else None,
     )
