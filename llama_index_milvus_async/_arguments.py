@@ -125,7 +125,8 @@ class StoreArguments(BasePydanticVectorStore):
     index_config: Fixed[Settings]
     sparse_index_config: Fixed[Settings]
     search_config: Settings
-    similarity_metric: Fixed[Annotated[str, BeforeValidator(check_metric)]]
+    # `None` is kept, also in copies: an existing index then decides.
+    similarity_metric: Fixed[Annotated[str | None, BeforeValidator(check_metric)]]
     consistency_level: Annotated[str, BeforeValidator(check_consistency_level)]
     output_fields: Annotated[
         list[str],
@@ -300,17 +301,16 @@ class StoreArguments(BasePydanticVectorStore):
             dense.append(VectorField(self.embedding_field, kind, self.dim, metric, config))
         for name, settings in self.dense_fields.items():
             config = {k: v for k, v in settings.items() if k not in ("dim", "type")}
-            kind, metric = settings["type"], settings["metric_type"]
+            kind, metric = settings["type"], settings.get("metric_type")
             dim = settings["dim"]
             dense.append(VectorField(name, kind, dim, metric, config, in_dense_fields=True))
         if self.enable_sparse:
             kind, config = DataType.SPARSE_FLOAT_VECTOR, self.sparse_index_config
             name, function = self.sparse_embedding_field, self._sparse_sources[0]
-            metric = "BM25" if function is not None else "IP"
             reads = None
             if function is not None and self.sparse_embedding_function is not None:
                 reads = function.input_field_names
-            sparse = VectorField(name, kind, None, metric, config, function, reads)
+            sparse = VectorField(name, kind, None, None, config, function, reads)
         return CollectionSettings(
             collection_name=self.collection_name,
             id_field=self.id_field,

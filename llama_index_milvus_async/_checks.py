@@ -222,17 +222,19 @@ def check_dense_fields(fields: Any) -> dict[str, dict[str, Any]]:
             )
         kind = DataType(kind)
         metrics = DENSE_METRICS[kind]
-        metric = str(settings.pop("metric_type", metrics[0])).upper()
-        if metric not in metrics:
+        metric = settings.pop("metric_type", None)
+        if metric is not None and str(metric).upper() not in metrics:
             raise ConfigurationError(
-                f"dense_fields[{name!r}] has metric_type={metric!r}; a {kind.name} has one of "
-                f"{list(metrics)}"
+                f"dense_fields[{name!r}] has metric_type={str(metric).upper()!r}; a {kind.name} "
+                f"has one of {list(metrics)}"
             )
         if kind == DataType.BINARY_VECTOR and dim is not None and dim % 8:
             raise ConfigurationError(
                 f"dense_fields[{name!r}] has dim={dim}; that of a BINARY_VECTOR is a multiple of 8"
             )
-        checked[name] = {"dim": dim, "type": kind, "metric_type": metric, **settings}
+        # Without a metric the field takes that of an existing index.
+        named = {} if metric is None else {"metric_type": str(metric).upper()}
+        checked[name] = {"dim": dim, "type": kind, **named, **settings}
     return checked
 
 
@@ -265,7 +267,9 @@ def check_timeout(timeout: Any) -> float | None:
     return float(timeout)
 
 
-def check_metric(metric: Any) -> str:
+def check_metric(metric: Any) -> str | None:
+    if metric is None:
+        return None
     canonical = METRICS.get(str(metric).lower())
     if canonical is None:
         raise ConfigurationError(

@@ -106,12 +106,15 @@ class MilvusVectorStore(ConnectedStore):
         index_management: Whether to create a missing index.
         batch_size: Most rows of one insert; its bytes are bounded besides.
         index_config: `index_type` (default `"FLAT"`), `metric_type` and the parameters of the
-            dense index.
+            dense index where it is created. An existing one is taken as it is; only a metric that
+            is named here, or as `similarity_metric`, has to be its own.
         sparse_index_config: The same for the sparse index (default
             `"SPARSE_INVERTED_INDEX"`; metric `"BM25"` for Milvus's function, `"IP"` otherwise).
         search_config: Search parameters of the dense index, such as `{"ef": 64}`.
-        similarity_metric: `"IP"`, `"L2"` (or `"euclidean"`) or `"COSINE"`. Similarities rise
-            with relevance for each; for L2 they are `1 / (1 + squared distance)`.
+        similarity_metric: `"IP"`, `"L2"` (or `"euclidean"`) or `"COSINE"`. By default an
+            existing collection keeps the metric that its index has, and a new one gets `"IP"`.
+            Similarities rise with relevance for each; for L2 they are
+            `1 / (1 + squared distance)`.
         consistency_level: `"Strong"`, `"Session"`, `"Bounded"` or `"Eventually"`: the level
             of a new collection, and of every read that names none.
         output_fields: Fields to fetch with each hit. Naming `embedding_field` returns nodes
@@ -184,7 +187,7 @@ class MilvusVectorStore(ConnectedStore):
         index_config: dict[str, Any] | None = None,
         sparse_index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
-        similarity_metric: str = "IP",
+        similarity_metric: str | None = None,
         consistency_level: str = "Session",
         output_fields: list[str] | None = None,
         hybrid_ranker: Any = "RRFRanker",

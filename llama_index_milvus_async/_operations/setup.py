@@ -197,7 +197,7 @@ async def _create_indexes(
         elif index is not None and field is not None:
             check_index_metric(index, field, name)
         index = index or {}
-        metric = str(index.get("metric_type", field.metric if field else "")).upper()
+        metric = str(index.get("metric_type") or (field.new_metric if field else "")).upper()
         indexes[column.name] = Index(metric, str(index.get("index_type", "")))
     return indexes
 

@@ -183,18 +183,18 @@ def _check_text_fields(layout: Layout, settings: CollectionSettings, refuse: Any
 
 
 def check_index_metric(index: Mapping[str, Any], field: VectorField, collection_name: str) -> None:
-    """Check the metric of an existing index against the one that was asked for.
+    """Check the metric of an existing index against the one that was asked for, if any was.
 
     Raises:
         CollectionError: They differ; scores would be read in the wrong direction.
     """
-    asked = str(field.index_config.get("metric_type", field.metric))
-    found = str(index.get("metric_type", asked))
-    if found.upper() != asked.upper():
+    asked = field.asked_metric
+    found = str(index.get("metric_type") or asked)
+    if asked is not None and found.upper() != asked.upper():
         raise CollectionError(
             f"Collection {collection_name!r}, index of {field.name!r}: found metric {found}, "
-            f"asked for {field.metric_setting(asked)}. Pass {field.metric_setting(found)}, or drop "
-            "the index so that it is built anew."
+            f"asked for {field.metric_setting(asked)}. Pass {field.metric_setting(found)}, or "
+            "leave the metric out; or drop the index so that it is built anew."
         )
 
 

@@ -95,12 +95,12 @@ def new_index(field: VectorField, engine: Engine) -> Any:
     and `field_name` are themselves, every other key is a parameter of the index type. A nested
     `params` is taken as well.
     """
-    config = dict(field.index_config)
+    config = {key: value for key, value in field.index_config.items() if key != "metric_type"}
     named = {
         "field_name": config.pop("field_name", field.name),
         "index_name": config.pop("index_name", field.name),
         "index_type": config.pop("index_type", _DEFAULT_INDEXES.get(field.type, "FLAT")),
-        "metric_type": config.pop("metric_type", field.metric),
+        "metric_type": field.new_metric,
     }
     params = {**config.pop("params", {}), **config}
     if params and engine.nests_index_params:

@@ -8,6 +8,8 @@ from typing import Any
 
 from pymilvus import DataType, Function
 
+from .vectors import DENSE_METRICS
+
 #: Milvus' largest dimension of a dense vector (https://milvus.io/docs/limitations.md).
 MAX_DIMENSION = 32_768
 
@@ -33,7 +35,7 @@ class VectorField:
         name: Its name.
         type: Its type.
         dim: Its dimension, `None` for a sparse one and where the collection decides.
-        metric: The metric of the index.
+        metric: The metric that was asked for; `None` where that of an existing index is taken.
         index_config: Type and parameters of the index, flat or with nested `params`.
         function: The function that computes it of texts; `None` where the store writes it.
         reads: The columns that the function of an existing collection has to read; `None` where
@@ -44,7 +46,7 @@ class VectorField:
     name: str
     type: DataType
     dim: int | None
-    metric: str
+    metric: str | None
     index_config: Mapping[str, Any]
     function: Function | None = None
     reads: Sequence[str] | None = None
@@ -55,6 +57,18 @@ class VectorField:
         if self.in_dense_fields:
             return f"dense_fields={{{self.name!r}: {{{key!r}: {value!r}}}}}"
         return f"{argument}={value!r}"
+
+    @property
+    def asked_metric(self) -> str | None:
+        """The metric that was asked for, by whichever argument; `None` without one."""
+        return self.index_config.get("metric_type") or self.metric
+
+    @property
+    def new_metric(self) -> str:
+        """The metric of a new index."""
+        if self.is_sparse:
+            return self.asked_metric or ("IP" if self.function is None else "BM25")
+        return self.asked_metric or DENSE_METRICS[self.type][0]
 
     def metric_setting(self, value: str) -> str:
         """The argument of the store that decides the metric, as one writes it."""

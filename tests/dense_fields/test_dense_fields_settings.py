@@ -104,7 +104,7 @@ def test_a_specification_is_completed():
     )
     assert store.dense_fields == {
         "image": {"dim": 4, "type": DataType.FLOAT_VECTOR, "metric_type": "COSINE", **HNSW},
-        "bits": {"dim": 16, "type": DataType.BINARY_VECTOR, "metric_type": "HAMMING"},
+        "bits": {"dim": 16, "type": DataType.BINARY_VECTOR},
     }
 
 
@@ -207,10 +207,12 @@ async def test_the_remedy_for_a_further_field_names_dense_fields(on_same_collect
 
 
 @lite
-async def test_the_collection_decides_where_no_dimension_is_given(on_same_collection, coloured):
-    fields = {"image": {"metric_type": "L2"}, "title": {"metric_type": "COSINE"}}
-    store = coloured(on_same_collection(dense_fields=fields, dim=None))
-    assert_same(await store.query(query_for("image")), best_first("image", QUERIES["image"], 10))
+async def test_the_collection_decides_what_is_not_given(on_same_collection, coloured):
+    """Dimensions, and metrics other than those of new fields."""
+    store = coloured(on_same_collection(dense_fields={"image": {}, "title": {}}, dim=None))
+    for field in ("image", "title"):
+        found = await store.query(query_for(field))
+        assert_same(found, best_first(field, QUERIES[field], 10))
 
 
 @lite

@@ -1,5 +1,8 @@
 """Collections that a store makes, finds, loads, or refuses because they do not fit."""
 
+import copy
+import pickle
+
 import pytest
 from pymilvus import DataType
 from pymilvus.client.types import LoadState
@@ -208,6 +211,37 @@ async def assert_refused(name, arguments, fragments, reopen, raw, coloured):
             assert fragment in str(caught.value)
     after = raw.describe_collection(name), raw.list_indexes(name), raw.get_load_state(name)
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "copied"),
+    [
+        ({}, lambda store: store),
+        ({"index_config": {"index_type": "HNSW", "M": 8, "efConstruction": 64}}, copy.deepcopy),
+        ({"similarity_metric": "euclidean"}, lambda store: pickle.loads(pickle.dumps(store))),
+        (
+            {"index_config": {"metric_type": "L2"}},
+            lambda store: type(store).from_dict(store.to_dict()),
+        ),
+    ],
+    ids=["neither", "another index type", "metric", "metric of the index"],
+)
+async def test_the_metric_of_an_existing_index_decides(
+    make_collection, reopen, raw, coloured, arguments, copied
+):
+    """Scores, MMR's candidates and thresholds are those of L2, whether it was named or not."""
+    name = make_collection(fields(), index={**FLAT, "metric_type": "L2"})
+    store = coloured(copied(reopen(collection_name=name, **arguments)))
+    nodes = make_nodes(4, year=2000)
+    await store.add(nodes)
+    wanted = [1 / (1 + sum((1.0 - x) ** 2 for x in node.embedding)) for node in nodes]
+    ranked = sorted(wanted, reverse=True)
+    assert (await store.query(query())).similarities == pytest.approx(ranked)
+    kept = await store.query(query(), score_threshold=ranked[1] - 1e-6)
+    assert kept.similarities == pytest.approx(ranked[:2])
+    index = raw.describe_index(name, "embedding")
+    assert (index["index_type"], index["metric_type"]) == ("FLAT", "L2")
+    await store.clear()
 
 
 async def test_an_integer_primary_key_of_any_name_is_found(make_collection, reopen):
