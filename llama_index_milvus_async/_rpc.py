@@ -215,6 +215,19 @@ class Rows(Protocol):
         ...
 
 
+class _NoRows:
+    """The rows of a response without any."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def row(self, position: int) -> dict[str, Any]:
+        raise IndexError(position)
+
+    def vectors(self, name: str, positions: range) -> npt.NDArray[Any] | None:
+        return None
+
+
 class Hits(Sequence[Row]):
     """The hits of one search, best first; as a sequence, their rows.
 
@@ -262,7 +275,12 @@ class Hits(Sequence[Row]):
         return self._rows.vectors(name, self._positions)
 
 
+#: Those of a search that has nothing to search for.
+NO_HITS = Hits((), (), _NoRows(), range(0))
+
+
 __all__ = [
+    "NO_HITS",
     "DeleteDocuments",
     "GetByIds",
     "Hits",

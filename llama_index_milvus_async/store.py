@@ -380,23 +380,25 @@ class MilvusVectorStore(ConnectedStore):
             query: `DEFAULT` and `MMR` need `query_embedding`, `SPARSE` and `TEXT_SEARCH`
                 `query_str`, `HYBRID` both. Numbers of hits are 1 to 16,384. `SPARSE` and
                 `TEXT_SEARCH` return `sparse_top_k`, `HYBRID` returns `hybrid_top_k`, where they
-                are given, and `similarity_top_k` otherwise; the legs of a hybrid search fetch
-                `similarity_top_k` and `sparse_top_k` candidates at least. `alpha` weighs their
-                scores, each leg's relative to its least and most, 1 being dense alone and 0
-                sparse alone; without it the ranker decides.
+                are given, and `similarity_top_k` otherwise. The legs of a hybrid search find
+                exactly `similarity_top_k` dense and `sparse_top_k` sparse candidates; a text
+                without a word that the sparse side knows has no sparse ones. `alpha` weighs
+                their scores, each leg's relative to its least and most, 1 being dense alone and
+                0 sparse alone; without it the ranker decides.
                 `embedding_field` and `output_fields` replace the store's.
             **kwargs: `milvus_partition_names` (str or list); `milvus_scalar_filters`;
                 `milvus_search_config` (dict) in place of the store's `search_config`, also with
-                `radius` and `range_filter`; `sparse_search_config`, the same for the sparse
-                field; `milvus_ranker`, in place of the store's `hybrid_ranker`; `hybrid_fields`
-                (list), the dense fields of a hybrid search; `string_expr` (str), a Milvus
-                boolean expression; `offset` (int), hits to skip, which for `HYBRID` and `MMR` have
-                to be among the candidates; `group_by_field` (str), `group_size` (int) and
-                `strict_group_size` (bool); `score_threshold` (float), the least similarity, for
-                `MMR` of a candidate; `mmr_threshold` (0..1), and `mmr_prefetch_factor` or
-                `mmr_prefetch_k` for the candidates of MMR, which `mmr_over="hybrid"` finds by a
-                hybrid search; `consistency_level` (str); `timeout` (float), seconds for each RPC,
-                the store's where it is `None`.
+                `radius` and `range_filter`; `sparse_search_config`, the same for the sparse field;
+                `milvus_ranker`, in place of the store's `hybrid_ranker`; `hybrid_fields` (list),
+                the dense fields of a hybrid search, of which two need no sparse one, or a
+                dictionary of such fields to embeddings, `None` for that of the query; `string_expr`
+                (str), a Milvus boolean expression; `offset` (int), hits to skip, which for `HYBRID`
+                and `MMR` have to be among the candidates; `group_by_field` (str), `group_size`
+                (int) and `strict_group_size` (bool); `score_threshold` (float), the least
+                similarity, for `MMR` of a candidate; `mmr_threshold` (0..1), and
+                `mmr_prefetch_factor` or `mmr_prefetch_k` for the candidates of MMR, which
+                `mmr_over="hybrid"` finds by a hybrid search; `consistency_level` (str); `timeout`
+                (float), seconds for each RPC, the store's where it is `None`.
 
         Returns:
             Nodes, similarities and ids, best first. Similarities rise with relevance for every

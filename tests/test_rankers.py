@@ -267,3 +267,15 @@ def test_the_number_of_weights_is_that_of_the_legs(weights):
 @pytest.mark.parametrize("ranker", [Rrf(), Weighted((1.0, 0.5)), CallableRanker(len)])
 def test_rankers_that_fit(ranker):
     check_weights(ranker, ["embedding", "sparse_embedding"])
+
+
+def test_a_ranker_of_fewer_legs_has_their_weights():
+    assert Rrf(3).of_legs([0]) == Rrf(3)
+    assert Weighted((0.1, 0.2, 0.3), False).of_legs([0, 2]) == Weighted((0.1, 0.3), False)
+    weighted = {"reranker": "weighted", "weights": [0.1, 0.2, 0.3]}
+    ranker = ServerRanker(Function("r", FunctionType.RERANK, [], params=weighted))
+    left = ranker.of_legs([0, 1]).function
+    assert left.params == {**weighted, "weights": [0.1, 0.2]}
+    assert (left.name, left.type) == (ranker.function.name, ranker.function.type)
+    boost = ServerRanker(Function("r", FunctionType.RERANK, [], params={"reranker": "boost"}))
+    assert boost.of_legs([0]) is boost

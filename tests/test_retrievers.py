@@ -325,6 +325,15 @@ async def test_a_mode_without_sparse_embeddings_says_what_enables_it(
         await retrieve(colour, retriever, QUESTION)
 
 
+@pytest.mark.parametrize("mode", ["default", "hybrid", "mmr"])
+async def test_an_empty_question_says_what_to_do(index, colour, mode):
+    """LlamaIndex makes no embedding of an empty text."""
+    retriever = index.as_retriever(vector_store_query_mode=mode)
+    message = r"^the question is empty \(query_str is ''\): ask something, or read nodes"
+    with pytest.raises(QueryError, match=message):
+        await retrieve(colour, retriever, "")
+
+
 @pytest.mark.parametrize("mode", ["semantic_hybrid", "svm", "linear_regression"])
 async def test_an_unsupported_mode_names_those_supported(index, colour, mode):
     retriever = index.as_retriever(vector_store_query_mode=mode)

@@ -11,7 +11,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryResult
 
 from .._concurrency.drivers import is_asynchronous
-from .._retrieval.checks import check_query, check_search_options
+from .._retrieval.checks import check_query, check_search_options, has_text
 from .._retrieval.modes import mode_of
 from .._retrieval.options import SearchOptions
 from .._retrieval.plan import PreparedSearch, SearchPlanner
@@ -26,7 +26,7 @@ from .._retrieval.results import (
     takes_long,
 )
 from .._retrieval.values import are_several, check_is_query, described
-from .._rpc import Hits, HybridSearch, Search
+from .._rpc import NO_HITS, Hits, HybridSearch, Search
 from .._transport.limits import MAX_SEARCH_HITS, MAX_SEARCH_VECTORS
 from ..errors import QueryError
 from .context import Context
@@ -93,7 +93,7 @@ async def _prepare(
         texts = {
             i: query.query_str or ""
             for i, query in enumerate(queries)
-            if mode_of(query, options).searches_sparse(query)
+            if mode_of(query, options).searches_sparse(query) and has_text(query)
         }
         encoded = await context.encode(list(texts.values()), queries=True) if texts else []
         sparse = dict(zip(texts, encoded, strict=True))
@@ -110,10 +110,11 @@ async def _search(
     wanted: dict[_Place, tuple[Search | HybridSearch, Any]] = {}
     for i, search in enumerate(searches):
         if search.hybrid is not None:
-            wanted[i, 0] = search.hybrid, tuple(leg.data for leg in search.legs)
+            wanted[i, 0] = search.hybrid, search.hybrid_data
         else:
             for number, leg in enumerate(search.legs):
-                wanted[i, number] = leg.request, leg.data
+                if leg.data is not None:
+                    wanted[i, number] = leg.request, leg.data
     found = await _send_searches(context, wanted, options.timeout)
     # Lite's HNSW drops what the filter refuses, and what was deleted, after the search.
     short: dict[_Place, tuple[Search | HybridSearch, Any]] = {
@@ -121,14 +122,16 @@ async def _search(
         for i, search in enumerate(searches)
         if search.hybrid is None
         for number, leg in enumerate(search.legs)
-        if leg.exhaustive is not None and len(found[i, number]) < leg.request.limit
+        if leg.exhaustive is not None
+        and leg.data is not None
+        and len(found[i, number]) < leg.request.limit
     }
     if short:
         found.update(await _send_searches(context, short, options.timeout))
-    hits: list[list[Hits]] = [[] for _ in searches]
-    for i, number in sorted(found):
-        hits[i].append(found[i, number])
-    return hits
+    return [
+        [found.get((i, number), NO_HITS) for number in range(search.lists)]
+        for i, search in enumerate(searches)
+    ]
 
 
 async def _send_searches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from llama_index.core.vector_stores.types import VectorStoreQuery
@@ -17,6 +17,7 @@ from .ranking import ranker_of
 from .values import (
     MAX_TOP_K,
     are_texts,
+    check_embedding,
     check_flag,
     check_ids,
     check_output_fields,
@@ -42,9 +43,8 @@ def check_search_options(options: SearchOptions) -> None:
         raise QueryError(f"string_expr is {options.string_expr!r}; it must be a text")
     if options.mmr_over not in tuple(MMR_OVER):  # which needs no hash
         raise QueryError(f"mmr_over is {options.mmr_over!r}; it must be 'dense' or 'hybrid'")
-    names = options.hybrid_fields
-    if names is not None and (not are_texts(names) or not names):
-        raise QueryError(f"hybrid_fields is {names!r}; it must be a list of dense vector fields")
+    if options.hybrid_fields is not None:
+        _check_hybrid_fields(options.hybrid_fields)
     if options.milvus_scalar_filters is not None:
         list_filters(options.milvus_scalar_filters)
     for name in ("milvus_search_config", "sparse_search_config"):
@@ -78,14 +78,41 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
     if mode.needs_embedding(query) and (
         query.query_embedding is None or not len(query.query_embedding)
     ):
-        raise QueryError(f"mode {mode.name} needs query_embedding, and it is missing")
-    if mode.searches_sparse(query) and not (query.query_str or "").strip():
-        raise QueryError(f"mode {mode.name} needs query_str, and it is missing or empty")
+        raise lacking("query_embedding", query, mode)
+    # Without a sparse field, which is not known here, several dense ones need no text.
+    needs_text = mode.searches_sparse(query) and not options.has_several_dense_fields
+    if needs_text and not has_text(query):
+        raise lacking("query_str", query, mode)
     threshold = mmr_threshold(query, options)
     if threshold is not None and not _is_share(threshold):
         raise QueryError(f"mmr_threshold is {threshold!r}; it must be a number in 0..1")
     if options.offset:
         _check_pool(query, mode, options)
+
+
+def has_text(query: VectorStoreQuery) -> bool:
+    """Whether a query has a text that can be searched for."""
+    return bool(query.query_str and query.query_str.strip())
+
+
+def lacking(attribute: str, query: VectorStoreQuery, mode: Mode) -> QueryError:
+    """The error of a query without its embedding or its text.
+
+    Args:
+        attribute: `"query_embedding"` or `"query_str"`.
+        query: The query.
+        mode: Its mode, which needs it.
+    """
+    needs = f"mode {mode.name} needs {attribute}, and it is missing"
+    if query.query_str is None or has_text(query):
+        how = "embed the question first" if attribute == "query_embedding" else "pass the question"
+        return QueryError(f"{needs}; {how}, or ask through a retriever (index.as_retriever())")
+    why = " (LlamaIndex makes no embedding of an empty text)"
+    return QueryError(
+        f"the question is empty (query_str is {query.query_str!r}): ask something, or read nodes "
+        f"by their metadata with get_nodes(filters=...); {needs}"
+        + (why if attribute == "query_embedding" else "")
+    )
 
 
 def _check_types(query: VectorStoreQuery) -> None:
@@ -98,8 +125,21 @@ def _check_types(query: VectorStoreQuery) -> None:
     metadata_filters(query.filters)
     check_output_fields(query.output_fields)
     embedding = query.query_embedding
-    if embedding is not None and not isinstance(embedding, Collection):
-        raise QueryError(f"query_embedding is {embedding!r}; it must be a list of numbers")
+    if embedding is not None:
+        check_embedding("query_embedding", embedding)
+
+
+def _check_hybrid_fields(fields: Any) -> None:
+    embeddings = fields if isinstance(fields, Mapping) else {}
+    names = embeddings.keys() or fields
+    if not names or not are_texts(names):
+        raise QueryError(
+            f"hybrid_fields is {fields!r}; it must be a list of dense vector fields, or a "
+            "dictionary of such fields to embeddings"
+        )
+    for name, embedding in embeddings.items():
+        if embedding is not None:
+            check_embedding(f"hybrid_fields[{name!r}]", embedding)
 
 
 def _check_mmr(options: SearchOptions) -> None:

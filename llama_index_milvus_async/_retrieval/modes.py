@@ -55,6 +55,12 @@ class Mode:
         """How many hits a query returns at most."""
         return int(getattr(query, self.top_k) or query.similarity_top_k)
 
+    def candidates(self, query: VectorStoreQuery, options: SearchOptions, *, sparse: bool) -> int:
+        """How many hits the sparse leg, or a dense one, of a hybrid search finds."""
+        if sparse and query.sparse_top_k is not None:
+            return query.sparse_top_k
+        return self.limit(query, options) if self.diversifies else query.similarity_top_k
+
     def limit(self, query: VectorStoreQuery, options: SearchOptions) -> int:
         """How many hits to ask Milvus for, those that it skips not counted."""
         if self.diversifies:

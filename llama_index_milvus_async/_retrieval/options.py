@@ -113,7 +113,9 @@ class SearchOptions(ReadOptions):
         mmr_prefetch_k: MMR's candidates as a number.
         mmr_threshold: MMR's balance, 0 (different) to 1 (relevant).
         mmr_over: Where MMR's candidates come from, `"dense"` or `"hybrid"`.
-        hybrid_fields: The dense fields of a hybrid search; the query's alone by default.
+        hybrid_fields: The dense fields of a hybrid search; the query's alone by default. As a
+            mapping they have embeddings of their own: field name to embedding, `None` for that of
+            the query.
         offset: Hits to skip.
         group_by_field: Return one hit, or `group_size`, for each value of this field.
         group_size: Hits of each group.
@@ -132,12 +134,17 @@ class SearchOptions(ReadOptions):
     mmr_prefetch_k: int | None = None
     mmr_threshold: float | None = None
     mmr_over: str = "dense"
-    hybrid_fields: Sequence[str] | None = None
+    hybrid_fields: Sequence[str] | Mapping[str, Any] | None = None
     offset: int = 0
     group_by_field: str | None = None
     group_size: int | None = None
     strict_group_size: bool | None = None
     score_threshold: float | None = None
+
+    @property
+    def has_several_dense_fields(self) -> bool:
+        """Whether a hybrid search has legs enough without a sparse one."""
+        return self.hybrid_fields is not None and len(self.hybrid_fields) > 1
 
     @property
     def grouping(self) -> tuple[tuple[str, Any], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from pymilvus import DataType
@@ -15,9 +15,10 @@ from .._translation.engine import Engine
 from .._translation.layout import Column, Index, Layout
 from .._translation.numbers import is_number
 from .._translation.row_to_node import RowReader
-from .._translation.sparse_vectors import sparse_bytes, sparse_vector
+from .._translation.sparse_vectors import NoWeightsError, sparse_bytes, sparse_vector
 from .._translation.vectors import packed
 from ..errors import QueryError
+from .checks import has_text, lacking
 from .modes import Mode, mode_of
 from .options import SearchOptions, StoreOptions
 from .ranking import (
@@ -47,7 +48,8 @@ class Leg:
 
     Attributes:
         request: What it may have in common with other queries'.
-        data: What it has not: a vector, a sparse vector, or a text for Milvus to encode.
+        data: What it has not: a vector, a sparse vector, or a text for Milvus to encode. `None`
+            where the text has no weights: there is nothing to search for, and nothing found.
         metric: The metric of the field.
         exhaustive: The request of a second search where the first came short, `None` where the
             engine never does.
@@ -57,6 +59,16 @@ class Leg:
     data: Any
     metric: str
     exhaustive: Search | None = None
+
+
+class _SearchKey(NamedTuple):
+    """What the searches of one field differ in, within one call."""
+
+    field: str
+    limit: int
+    expression: str
+    output_fields: tuple[str, ...]
+    options: tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,16 @@ class PreparedSearch:
     layout: Layout
     reader: RowReader
 
+    @property
+    def lists(self) -> int:
+        """How many lists of hits it has: one, or one of each leg that is fused here."""
+        return 1 if self.hybrid is not None else len(self.legs)
+
+    @property
+    def hybrid_data(self) -> tuple[Any, ...]:
+        """What the legs of `hybrid` search for."""
+        return tuple(leg.data for leg in self.legs if leg.data is not None)
+
 
 def query_vector(query: VectorStoreQuery, column: Column) -> Any:
     """The embedding of a query in the form that a column takes.
@@ -93,11 +115,15 @@ def query_vector(query: VectorStoreQuery, column: Column) -> Any:
     Raises:
         QueryError: It has another dimension, or values that the column cannot hold.
     """
+    return _packed("query_embedding", query.query_embedding, column)
+
+
+def _packed(argument: str, embedding: Any, column: Column) -> Any:
     try:
-        return packed(query.query_embedding, column.type, column.dim)
+        return packed(embedding, column.type, column.dim)
     except ValueError as error:
         raise QueryError(
-            f"query_embedding {error} (field {column.name!r}); the query must be embedded by the "
+            f"{argument} {error} (field {column.name!r}); the query must be embedded by the "
             "model of the documents"
         ) from error
 
@@ -135,7 +161,7 @@ class SearchPlanner:
         self._consistency_level = options.consistency_level or store.consistency_level
         self._expressions: dict[tuple[int, int, int], str] = {}
         self._readers: dict[Any, tuple[RowReader, tuple[str, ...]]] = {}
-        self._requests: dict[Any, tuple[Search, Search | None]] = {}
+        self._requests: dict[_SearchKey, tuple[Search, Search | None]] = {}
 
     def prepare(self, query: VectorStoreQuery, sparse: Any = None) -> PreparedSearch:
         """Prepare the searches of a query that `check_query` has passed.
@@ -162,7 +188,7 @@ class SearchPlanner:
             dense_fields = _dense_fields(embedding_field, mode, options)
         if not mode.searches_dense(query):
             dense_fields = []
-        sparse_field = _sparse_field(mode, layout) if mode.searches_sparse(query) else None
+        sparse_field = _sparse_field(query, mode, layout, options)
         fields = [*dense_fields, *([sparse_field] if sparse_field is not None else [])]
         ranker = self._ranker(query, mode, fields) if len(fields) > 1 else None
         fused_by_milvus = ranker is not None and not isinstance(
@@ -175,19 +201,23 @@ class SearchPlanner:
         legs: list[Leg] = []
         expression = self._expression(query)
         for field in fields:
-            if field == sparse_field:
+            is_sparse = field == sparse_field
+            if is_sparse:
                 data = _sparse_data(query, layout, sparse)
-                count = query.sparse_top_k or query.similarity_top_k
             else:
-                data = query_vector(query, layout.dense_column(field))
-                count = query.similarity_top_k
+                data = _dense_data(query, mode, layout.dense_column(field), options)
+            count = limit
+            if mode.is_hybrid:
+                count = mode.candidates(query, options, sparse=is_sparse)
             request, exhaustive = self._request(
-                field,
-                limit if ranker is None else max(int(count), limit),
-                expression,
-                # What is ranked here needs its rows; skipping comes after the fusion.
-                () if fused_by_milvus else fetched,
-                paging if ranker is None else (),
+                _SearchKey(
+                    field,
+                    min(count, limit) if ranker is None else count,
+                    expression,
+                    # What is ranked here needs its rows; skipping comes after the fusion.
+                    () if fused_by_milvus else fetched,
+                    paging if ranker is None else (),
+                )
             )
             legs.append(Leg(request, data, self._indexes[field].metric, exhaustive))
 
@@ -227,44 +257,29 @@ class SearchPlanner:
             )
         return self._expressions[key]
 
-    def _request(
-        self,
-        field: str,
-        limit: int,
-        expression: str,
-        output_fields: tuple[str, ...],
-        options: tuple[tuple[str, Any], ...],
-    ) -> tuple[Search, Search | None]:
+    def _request(self, key: _SearchKey) -> tuple[Search, Search | None]:
         """The search of a field, and the exhaustive one of the same."""
-        key = field, limit, expression, output_fields, options
         if key not in self._requests:
-            self._requests[key] = self._new_request(*key)
+            self._requests[key] = self._new_request(key)
         return self._requests[key]
 
-    def _new_request(
-        self,
-        field: str,
-        limit: int,
-        expression: str,
-        output_fields: tuple[str, ...],
-        options: tuple[tuple[str, Any], ...],
-    ) -> tuple[Search, Search | None]:
-        layout, index = self._layout, self._indexes[field]
-        all_rows = _exhaustive_params(field, index, layout)
+    def _new_request(self, key: _SearchKey) -> tuple[Search, Search | None]:
+        layout, index = self._layout, self._indexes[key.field]
+        all_rows = _exhaustive_params(key.field, index, layout)
         params = _search_params(
-            self._config(field), index, limit, layout, raise_ef="ef" in all_rows
+            self._config(key.field), index, key.limit, layout, raise_ef="ef" in all_rows
         )
         request = Search(
             collection_name=layout.collection_name,
-            field_name=field,
-            data_type=self._data_type(field),
-            limit=limit,
-            expression=expression,
-            output_fields=output_fields,
+            field_name=key.field,
+            data_type=self._data_type(key.field),
+            limit=key.limit,
+            expression=key.expression,
+            output_fields=key.output_fields,
             partition_names=self._partition_names,
             consistency_level=self._consistency_level,
             params=params,
-            options=options,
+            options=key.options,
             one_at_a_time=layout.engine.slows_down_concurrent_searches,
         )
         if not all_rows:
@@ -296,6 +311,9 @@ class SearchPlanner:
         options: tuple[tuple[str, Any], ...],
     ) -> HybridSearch:
         layout = self._layout
+        searched = [number for number, leg in enumerate(legs) if leg.data is not None]
+        if len(searched) < len(legs):
+            legs, ranker = [legs[number] for number in searched], ranker.of_legs(searched)
         if isinstance(ranker, ServerRanker):
             layout.engine.require(Engine.has_rerank_functions, "the ranker", QueryError)
         for leg in legs:
@@ -356,21 +374,50 @@ def _dense_fields(field: str | None, mode: Mode, options: SearchOptions) -> Sequ
     return list(options.hybrid_fields)
 
 
-def _sparse_field(mode: Mode, layout: Layout) -> str:
-    if layout.sparse_field is None:
+def _dense_data(query: VectorStoreQuery, mode: Mode, column: Column, options: SearchOptions) -> Any:
+    """What to search a dense field for: an embedding of its own, or that of the query."""
+    own = options.hybrid_fields
+    if mode.is_hybrid and isinstance(own, Mapping) and own.get(column.name) is not None:
+        return _packed(f"hybrid_fields[{column.name!r}]", own[column.name], column)
+    return query_vector(query, column)
+
+
+def _sparse_field(
+    query: VectorStoreQuery, mode: Mode, layout: Layout, options: SearchOptions
+) -> str | None:
+    """The sparse field, where a query searches it."""
+    if not mode.searches_sparse(query):
+        return None
+    if layout.sparse_field is not None:
+        if not has_text(query):
+            raise lacking("query_str", query, mode)
+        return layout.sparse_field
+    if not (mode.searches_dense(query) and options.has_several_dense_fields):
         raise QueryError(
             f"mode {mode.name} searches sparse embeddings, and the store has none; pass "
             "enable_sparse=True to its constructor"
         )
-    return layout.sparse_field
+    if query.alpha is not None:
+        raise QueryError(
+            f"alpha is {query.alpha}: it weighs dense embeddings against sparse ones, and the "
+            "store has none of these; leave it out, or pass milvus_ranker=WeightedRanker(...) with "
+            "a weight for each of hybrid_fields"
+        )
+    return None
 
 
 def _sparse_data(query: VectorStoreQuery, layout: Layout, sparse: Any) -> Any:
-    """What to search the sparse field for: an embedding, or the text for Milvus to encode."""
+    """What to search the sparse field for: an embedding, or the text for Milvus to encode.
+
+    `None` where an encoder finds no weights in the text, such as "the" or "???". As with BM25 of
+    Milvus, whose analyzer may leave no word of it, that is not an error.
+    """
     if not layout.encodes_sparse:
         return query.query_str
     try:
         return sparse_bytes(sparse_vector(sparse))
+    except NoWeightsError:
+        return None
     except ValueError as error:
         raise QueryError(f"the sparse embedding of query_str {error}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from llama_index.core.schema import NodeWithScore
@@ -50,6 +50,10 @@ class Rrf:
 
     k: float = DEFAULT_RRF_K
 
+    def of_legs(self, legs: Sequence[int]) -> Rrf:
+        """The same where only these legs, by their numbers, are searched."""
+        return self
+
     def for_milvus(self) -> Any:
         """The ranker as pymilvus takes it."""
         return {"strategy": "rrf", "params": {"k": self.k}}
@@ -66,6 +70,10 @@ class Weighted:
 
     weights: tuple[float, ...]
     normalize: bool = True
+
+    def of_legs(self, legs: Sequence[int]) -> Weighted:
+        """The same where only these legs, by their numbers, are searched."""
+        return replace(self, weights=tuple(self.weights[leg] for leg in legs))
 
     def for_milvus(self) -> Any:
         """The ranker as pymilvus takes it."""
@@ -105,6 +113,23 @@ class ServerRanker:
     """A ranker that Milvus alone can compute: a `Function` of type `RERANK`."""
 
     function: Function
+
+    def of_legs(self, legs: Sequence[int]) -> ServerRanker:
+        """The same where only these legs, by their numbers, are searched."""
+        given = self.function
+        weights = given.params.get("weights")
+        if not isinstance(weights, (list, tuple)) or len(weights) <= max(legs):
+            return self
+        return ServerRanker(
+            Function(
+                given.name,
+                given.type,
+                given.input_field_names,
+                given.output_field_names,
+                given.description,
+                {**given.params, "weights": [weights[leg] for leg in legs]},
+            )
+        )
 
     def for_milvus(self) -> Any:
         """The ranker as pymilvus takes it."""

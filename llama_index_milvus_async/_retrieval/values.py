@@ -97,6 +97,16 @@ def check_output_fields(names: Any) -> None:
         raise QueryError(f"output_fields is {names!r}; it must be a list of names")
 
 
+def check_embedding(argument: str, embedding: Any) -> None:
+    """Check that an embedding is a collection; of what, the column decides.
+
+    Raises:
+        QueryError: It is not.
+    """
+    if not isinstance(embedding, Collection):
+        raise QueryError(f"{argument} is {embedding!r}; it must be a list of numbers")
+
+
 def check_top_k(name: str, value: Any) -> None:
     """Check a number of hits against Milvus' limits.
 

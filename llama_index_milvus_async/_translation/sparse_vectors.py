@@ -21,6 +21,10 @@ _FLOAT32_ZERO = 2.0**-150
 _ENTRY = np.dtype([("index", "<u4"), ("value", "<f4")])
 
 
+class NoWeightsError(ValueError):
+    """A sparse vector has no weight other than zero, and so resembles nothing."""
+
+
 def sparse_vector(value: Any) -> dict[int, float]:
     """Check a sparse vector and make a dictionary of it.
 
@@ -32,8 +36,9 @@ def sparse_vector(value: Any) -> dict[int, float]:
         Index to value, without zeros.
 
     Raises:
+        NoWeightsError: All values are zeros, or there are none.
         ValueError: The vector cannot be stored or searched; the message goes on after "its
-            sparse embedding".
+            sparse embedding", as that of a `NoWeightsError` does.
     """
     vector: dict[int, float] = {}
     for index, number in _pairs(value):
@@ -47,7 +52,7 @@ def sparse_vector(value: Any) -> dict[int, float]:
         vector[index] = number
     vector = {index: number for index, number in vector.items() if abs(number) > _FLOAT32_ZERO}
     if not vector:
-        raise ValueError("is all zeros")
+        raise NoWeightsError("is all zeros")
     return vector
 
 

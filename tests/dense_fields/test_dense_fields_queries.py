@@ -302,6 +302,54 @@ async def test_dense_fields_alone_take_a_ranker_with_alpha_one(dense_only, colou
 
 
 @lite
-async def test_hybrid_without_sparse_embeddings_says_what_enables_them(dense_only, coloured):
-    with pytest.raises(QueryError, match="enable_sparse=True"):
-        await coloured(dense_only).query(hybrid_query(), hybrid_fields=TWO)
+async def test_two_dense_fields_are_a_hybrid_without_texts(dense_only, coloured):
+    store = coloured(dense_only)
+    query = query_for(mode=HYBRID, similarity_top_k=N, hybrid_top_k=10)
+    legs = [best_first(field, query.query_embedding) for field in TWO]
+    assert_fused(await store.query(query, hybrid_fields=TWO), ranks(legs))
+    ranker = WeightedRanker(0.3, 0.7, norm_score=True)
+    scores = [lambda s: 0.5 + math.atan(s) / math.pi, lambda s: (1 + s) / 2]
+    result = await store.query(query, hybrid_fields=TWO, milvus_ranker=ranker)
+    assert_fused(result, ranks(legs, (0.3, 0.7), scores))
+    result = await store.query(query, hybrid_fields=TWO, milvus_ranker=lambda query, legs: legs[1])
+    assert_same(result, best_first("title", query.query_embedding, 10))
+
+
+@lite
+@pytest.mark.parametrize("text", [None, "cedar"])
+async def test_fields_of_other_models_have_embeddings_of_their_own(
+    store, dense_only, coloured, text
+):
+    store = coloured(store if text else dense_only)
+    query = query_for(mode=HYBRID, query_str=text, similarity_top_k=N, sparse_top_k=N)
+    own = {"embedding": None, "image": QUERIES["image"], "title": QUERIES["title"]}
+    result = await store.query(query, hybrid_fields=own)
+    legs = [best_first(field, QUERIES[field]) for field in own]
+    if text:
+        legs = [*legs, (await legs_of(store, [], query))[0]]
+    assert_fused(result, ranks(legs), N)
+
+
+@lite
+@pytest.mark.parametrize(
+    ("kwargs", "fields", "message"),
+    [
+        ({}, TWO[:1], "enable_sparse=True"),
+        ({"alpha": 0}, TWO, "enable_sparse=True"),
+        ({"alpha": 0.5}, TWO, r"alpha is 0\.5: it weighs dense .* pass milvus_ranker=Weighted"),
+        ({}, {"title": None, "image": [1.0] * 8}, r"hybrid_fields\['image'\] has 8 dimensions"),
+        ({}, {"title": None, "image": 3}, r"hybrid_fields\['image'\] is 3; it must be a list"),
+    ],
+    ids=["one", "sparse alone", "alpha", "dimension", "not an embedding"],
+)
+async def test_a_hybrid_of_dense_fields_that_cannot_be(
+    dense_only, coloured, kwargs, fields, message
+):
+    with pytest.raises(QueryError, match=message):
+        await coloured(dense_only).query(hybrid_query(**kwargs), hybrid_fields=fields)
+
+
+@lite
+async def test_a_store_with_texts_needs_one_for_a_hybrid(store, coloured):
+    with pytest.raises(QueryError, match="mode HYBRID needs query_str, and it is missing"):
+        await coloured(store).query(query_for(mode=HYBRID), hybrid_fields=TWO)

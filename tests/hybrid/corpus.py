@@ -218,11 +218,7 @@ class Setup:
 
     def hybrid(self, query, fuse=weighted, *arguments, nodes=NODES):
         """Fused of as many candidates as are documented."""
-        limit = query.hybrid_top_k or query.similarity_top_k
-        limits = [
-            max(query.similarity_top_k, limit),
-            max(query.sparse_top_k or query.similarity_top_k, limit),
-        ]
+        limits = [query.similarity_top_k, query.sparse_top_k or query.similarity_top_k]
         return fuse(self.legs(query, nodes), limits, *arguments)
 
 

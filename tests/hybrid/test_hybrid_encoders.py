@@ -286,7 +286,7 @@ FAILURES = {
     "too few": (too_few, EncoderError, EncoderError, "encode_.* returned a list of"),
     "too many": (too_many, EncoderError, EncoderError, "encode_.* returned a list of"),
     "no list": (no_list, EncoderError, EncoderError, "encode_.* returned None"),
-    "all zeros": (replacing({3: 0.0}), NodeError, QueryError, "is all zeros"),
+    "malformed": (replacing({-1: 1.0}), NodeError, QueryError, "has the index -1"),
 }
 
 
@@ -328,8 +328,6 @@ class Awaited:
 
 
 MALFORMED = [
-    ({}, "is all zeros"),
-    ({1: 0.0}, "is all zeros"),
     ({-1: 1.0}, "has the index -1, which is not in"),
     ({2**32: 1.0}, "has the index 4294967296, which is not in"),
     ({"apple": 1.0}, "has the index 'apple', which is not an integer"),
@@ -362,6 +360,18 @@ async def test_a_malformed_vector_is_an_error_that_names_it(
         with pytest.raises(QueryError, match=f"the sparse embedding of query_str {message}"):
             await store.query(query)
     assert len((await store.query(query_for())).ids) == 4
+
+
+@lite
+@pytest.mark.parametrize("vector", [{}, {1: 0.0}], ids=label)
+async def test_only_a_question_may_be_without_weights(make_encoded, coloured, vector):
+    store = coloured(make_encoded(Failing(replacing(vector))))
+    with pytest.raises(NodeError, match=r"Nothing was written.*its sparse embedding is all zeros"):
+        await store.add(with_poison(NODES[:4], [1]))
+    await store.add(NODES[:4])
+    queries = [query_for(SPARSE, query_str=text) for text in ("poison", TEXT, "poison")]
+    found = [len(result.ids) for result in await store.query_many(queries)]
+    assert found == [0, len(inner_products(TEXT, NODES[:4])), 0]
 
 
 @lite

@@ -31,7 +31,9 @@ from tests.hybrid.corpus import (
     inner_products,
     lite,
     query_for,
+    relative,
     rrf,
+    rrf_here,
     similar,
     unnormal,
     weighted,
@@ -190,18 +192,82 @@ async def test_embeddings_come_on_request(either, coloured, mode):
     assert result.nodes == [BY_ID[node_id] for node_id in result.ids]
 
 
+# Questions without a word that the sparse side knows: an encoder is as Milvus' BM25
+
+UNKNOWN = ["???", "zebra"]
+
+
+@lite
+@pytest.mark.parametrize("text", UNKNOWN)
+async def test_a_question_without_known_words_has_no_sparse_hits(either, coloured, text):
+    store = coloured(either.store)
+    for mode, alpha in ((SPARSE, None), (TEXT_SEARCH, None), (HYBRID, 0)):
+        assert (await store.query(query_for(mode, alpha=alpha, query_str=text))).ids == []
+
+
+@lite
+@pytest.mark.parametrize(
+    ("ranker", "alpha", "fuse", "arguments"),
+    [
+        (None, None, rrf, ()),
+        (WeightedRanker(0.25, 1.0), None, weighted, ((0.25, 1.0),)),
+        (None, 0.25, relative, ((0.25, 0.75),)),
+        (rrf_here(60), None, rrf, ()),
+    ],
+    ids=["rrf", "weights", "alpha", "callable"],
+)
+async def test_a_hybrid_question_without_known_words_is_ranked_by_its_dense_hits(
+    either, coloured, ranker, alpha, fuse, arguments
+):
+    queries = [
+        query_for(query_str=text, similarity_top_k=12, hybrid_top_k=5, alpha=alpha)
+        for text in (*UNKNOWN, TEXT)
+    ]
+    results = await coloured(either.store).query_many(queries, milvus_ranker=ranker)
+    for query, result in zip(queries, results, strict=True):
+        assert_best(result, either.hybrid(query, fuse, *arguments), 5)
+
+
+@lite
+async def test_a_ranker_gets_an_empty_list_for_the_leg_without_hits(either, coloured):
+    seen = []
+
+    def ranker(query, legs):
+        seen.extend(map(len, legs))
+        return legs[0]
+
+    query = query_for(query_str="zebra", similarity_top_k=7)
+    result = await coloured(either.store).query(query, milvus_ranker=ranker)
+    assert seen == [7, 0]
+    assert result.ids == best(either.dense(query), 7)
+
+
+@lite
+async def test_mmr_over_the_dense_hits_of_a_question_without_known_words(either, coloured):
+    query = query_for(MMR, query_str="zebra", similarity_top_k=4)
+    result = await coloured(either.store).query(query, mmr_over="hybrid", mmr_prefetch_k=12)
+    assert result.ids == (await coloured(either.store).query(query, mmr_prefetch_k=12)).ids
+
+
 @pytest.mark.parametrize("mode", [SPARSE, TEXT_SEARCH, HYBRID, MMR])
 @pytest.mark.parametrize("text", ["", "  \n", None], ids=repr)
 async def test_a_missing_text_is_refused(unconnected, coloured, mode, text):
-    with pytest.raises(QueryError, match=f"mode {mode.name} needs query_str, and it is missing"):
+    needs = f"mode {mode.name} needs query_str, and it is missing"
+    begins = needs if text is None else "the question is empty (query_str is "
+    with pytest.raises(QueryError, match=needs) as error:
         await coloured(unconnected).query(query_for(mode, query_str=text), mmr_over="hybrid")
+    assert str(error.value).startswith(begins)
 
 
 @pytest.mark.parametrize("mode", [DEFAULT, HYBRID, MMR])
 @pytest.mark.parametrize("embedding", [None, []], ids=repr)
 async def test_a_missing_embedding_is_refused(unconnected, coloured, mode, embedding):
-    with pytest.raises(QueryError, match=f"mode {mode.name} needs query_embedding"):
+    needs = f"mode {mode.name} needs query_embedding, and it is missing"
+    with pytest.raises(QueryError, match=f"^{needs}; embed the question first"):
         await coloured(unconnected).query(query_for(mode, query_embedding=embedding))
+    query = query_for(mode, query_embedding=embedding, query_str=" ")
+    with pytest.raises(QueryError, match=f"^the question is empty .*: ask something.*{needs}"):
+        await coloured(unconnected).query(query)
 
 
 @pytest.mark.parametrize(

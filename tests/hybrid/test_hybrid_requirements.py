@@ -47,7 +47,7 @@ from tests.hybrid.corpus import (
 async def test_dense_alone_is_hybrid_with_alpha_1_on_every_engine(dense, coloured):
     store = coloured(dense.store)
     expected = await store.query(query_for(DEFAULT))
-    for kwargs in ({}, {"query_str": None}, {"hybrid_top_k": 10, "similarity_top_k": 5}):
+    for kwargs in ({}, {"query_str": None}, {"hybrid_top_k": 10, "similarity_top_k": 20}):
         result = await store.query(query_for(alpha=1.0, **kwargs))
         assert result.ids == expected.ids
         assert result.similarities == pytest.approx(expected.similarities, abs=FULL_PRECISION)
