@@ -6,6 +6,7 @@
 from importlib.metadata import version
 
 from . import _pymilvus  # noqa: F401 - first of all: the others import pymilvus
+from .embeddings import CoalescingEmbedding
 from .errors import (
     AuthenticationError,
     CertificateError,
@@ -47,6 +48,7 @@ __all__ = [
     "BM25BuiltInFunction",
     "BaseSparseEmbeddingFunction",
     "CertificateError",
+    "CoalescingEmbedding",
     "CollectionError",
     "ConfigurationError",
     "EncoderError",

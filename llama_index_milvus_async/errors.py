@@ -10,7 +10,7 @@ each is also the built-in (or pymilvus) exception that callers already catch in 
     ├── QueryError (ValueError)                  a query that cannot be asked
     ├── CollectionError                          the collection does not fit the store
     ├── RowError (ValueError)                    a stored row that cannot become a node
-    ├── EncoderError (ValueError)                what a sparse embedding function returned
+    ├── EncoderError (ValueError)                what an embedding function returned
     ├── StoreClosedError                         the store was closed
     ├── LiteNotInstalledError (ImportError)      a `.db` URI without Milvus Lite
     ├── PymilvusNotSupportedError (ImportError)  a pymilvus that the store cannot use
@@ -121,7 +121,7 @@ class RowError(MilvusVectorStoreError, ValueError):
 
 
 class EncoderError(MilvusVectorStoreError, ValueError):
-    """A sparse embedding function returned something that is not an embedding."""
+    """An embedding function or model returned something other than embeddings of its texts."""
 
 
 class StoreClosedError(MilvusVectorStoreError):

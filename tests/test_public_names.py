@@ -12,6 +12,7 @@ from llama_index_milvus_async import errors
 
 #: The public files, and what each has been imported from them for.
 FILES = {
+    "embeddings": ["CoalescingEmbedding"],
     "errors": errors.__all__,
     "events": ["MilvusOperationEndEvent", "MilvusOperationStartEvent"],
     "sparse": [

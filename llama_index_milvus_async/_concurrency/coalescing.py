@@ -10,9 +10,9 @@ travel together, and a lone item leaves at once. No timer is involved. While as 
 allowed are under way, items collect; when a call ends, the next queue has its turn. One call
 starts in each iteration.
 
-*Whose turn.* First in, first out within a key; kinds take turns, and so do the keys of a kind. The
-last free slot goes only to a kind that has no call under way, so that a query need not wait behind
-the calls of a bulk insert.
+*Whose turn.* First in, first out within a key; kinds of the same priority take turns, and so do the
+keys of a kind. The last free slot goes only to a kind that has no call under way, so that a query
+need not wait behind the calls of a bulk insert.
 
 *Failures.* A refusal that concerns data halves the batch, until the bad item is alone (at most
 2 k ⌈log2 n⌉ more calls for k bad items of n). After an overload or a lost connection, where sending
@@ -86,6 +86,7 @@ class RequestKind(Generic[Key, Item, Result]):
         may_resend: Whether, after an error, a call of this key may be sent again later: it has
             done nothing, or doing it twice does no harm.
         max_in_flight: Most calls of this kind under way at once; by default the coalescer's.
+        priority: Nothing of a lower one starts while items of a higher one could.
         after: What to tell after several attempts: the error of the earlier ones, that of the last
             one, which may be changed.
     """
@@ -98,13 +99,20 @@ class RequestKind(Generic[Key, Item, Result]):
     is_separable: Callable[[Exception], bool]
     may_resend: Callable[[Key, Exception], bool]
     max_in_flight: int | None = None
+    priority: int = 0
     after: Callable[[Exception, Exception], Exception] = lambda earlier, last: last
 
 
 # Without `repr`: asyncio's debug log shows callbacks, and would show everybody's items.
 @dataclass(slots=True, eq=False, repr=False)
-class _Entry:
-    """One caller's item."""
+class Entry:
+    """One caller's item.
+
+    Attributes:
+        future: Done once there is a result or an error.
+        result: What the call returned for the item.
+        error: What the caller is to raise.
+    """
 
     lane: _Lane
     key: Hashable
@@ -118,6 +126,7 @@ class _Entry:
     # It never holds an exception: one that nobody retrieves is reported by the loop, and that
     # happens where the caller is cancelled just when it is woken.
     future: asyncio.Future[None]
+    timer: asyncio.TimerHandle | None = None  # of the deadline
     place: _Entries | None = None  # where it waits or travels; None once settled
     batch: _Batch | None = None  # the call that it travels in
     refusals: int = 0  # for overload
@@ -134,7 +143,7 @@ class _Entry:
 
 
 # An ordered dict is a queue from whose middle a caller can leave in constant time.
-_Entries: TypeAlias = "OrderedDict[_Entry, None]"
+_Entries: TypeAlias = "OrderedDict[Entry, None]"
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -159,7 +168,7 @@ class _Batch:
     queue: _Queue
     window: int
     task: asyncio.Task[None] | None = None
-    sent: list[_Entry] = field(default_factory=list)
+    sent: list[Entry] = field(default_factory=list)
     live: _Entries = field(default_factory=OrderedDict)  # those of them whose callers still wait
 
 
@@ -257,29 +266,15 @@ class Coalescer:
                 where there was one. A `NotSentError` where no attempt was under way.
             Exception: What the call raised. Callers that share a call get copies.
         """
-        lane = self._lanes.get(kind)
-        if lane is None:
-            most = min(kind.max_in_flight or self._max_in_flight, self._max_in_flight)
-            lane = self._lanes[kind] = _Lane(kind, most, limit=most)
-            self._lanes.move_to_end(kind, last=False)  # it has had no turn yet
-        lane.stats.calls += 1
-        loop, now = asyncio.get_running_loop(), self._clock()
-        deadline = math.inf if timeout is None else now + timeout
-        number, context, future = lane.stats.calls, copy_context(), loop.create_future()
-        entry = _Entry(lane, key, item, weight, size, deadline, now, number, context, future)
-        timer = None if timeout is None else loop.call_later(timeout, self._expire, entry)
-        entry.place = lane.overflow
-        lane.overflow[entry] = None
-        self._admit(lane)
+        entry = self.enqueue(kind, key, item, weight=weight, size=size, timeout=timeout)
         try:
-            await future
+            await entry.future
         except asyncio.CancelledError:
-            lane.stats.cancelled += 1
-            self._withdraw(entry)
+            self.withdraw(entry)
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            if entry.timer is not None:
+                entry.timer.cancel()
         if (shares := _batch_sizes.get()) is not None:
             shares[kind.name] = max(shares.get(kind.name, 0), entry.companions)
         error, entry.error = entry.error, None
@@ -289,6 +284,44 @@ class Coalescer:
             finally:
                 del error  # or the exception, its traceback and this frame would be a cycle
         return cast(Result, entry.result)
+
+    def enqueue(
+        self,
+        kind: RequestKind[Key, Item, Any],
+        key: Key,
+        item: Item,
+        *,
+        weight: int = 1,
+        size: int = 0,
+        timeout: float | None = None,
+    ) -> Entry:
+        """Queue an item; the arguments are those of `submit`.
+
+        Returns:
+            The entry. Its future is done once it has a result or an error. Who no longer waits for
+            it withdraws it.
+        """
+        lane = self._lanes.get(kind)
+        if lane is None:
+            most = min(kind.max_in_flight or self._max_in_flight, self._max_in_flight)
+            lane = self._lanes[kind] = _Lane(kind, most, limit=most)
+            self._lanes.move_to_end(kind, last=False)  # it has had no turn yet
+        lane.stats.calls += 1
+        loop, now = asyncio.get_running_loop(), self._clock()
+        deadline = math.inf if timeout is None else now + timeout
+        number, context, future = lane.stats.calls, copy_context(), loop.create_future()
+        entry = Entry(lane, key, item, weight, size, deadline, now, number, context, future)
+        if timeout is not None:
+            entry.timer = loop.call_later(timeout, self._expire, entry)
+        entry.place = lane.overflow
+        lane.overflow[entry] = None
+        self._admit(lane)
+        return entry
+
+    def withdraw(self, entry: Entry) -> None:
+        """Take out an item whose caller was cancelled; nothing happens where it is settled."""
+        entry.lane.stats.cancelled += 1
+        self._withdraw(entry)
 
     def stats(self) -> Mapping[str, KindStats]:
         """A snapshot of the counts, by the name of the kind."""
@@ -324,11 +357,19 @@ class Coalescer:
         free = self._max_in_flight - len(self._tasks)
         if self._starting is not None or not free:
             return
+        chosen: _Lane | None = None
         for lane in self._lanes.values():
             reserved = free == 1 and lane.in_flight > 0
-            if lane.queues and lane.pause is None and lane.in_flight < lane.limit and not reserved:
-                self._start(lane, next(iter(lane.queues.values())))
-                return
+            if (
+                lane.queues
+                and lane.pause is None
+                and lane.in_flight < lane.limit
+                and not reserved
+                and (chosen is None or lane.kind.priority > chosen.kind.priority)
+            ):
+                chosen = lane
+        if chosen is not None:
+            self._start(chosen, next(iter(chosen.queues.values())))
 
     def _start(self, lane: _Lane, queue: _Queue) -> None:
         self._lanes.move_to_end(lane.kind)
@@ -347,7 +388,7 @@ class Coalescer:
         self._starting = batch
         lane.in_flight += 1
 
-    async def _send(self, lane: _Lane, batch: _Batch, first: _Entry) -> None:
+    async def _send(self, lane: _Lane, batch: _Batch, first: Entry) -> None:
         """The task of one call, in the context of the first item's caller."""
         started = self._clock()
         self._take(lane, batch, first, started)
@@ -386,12 +427,12 @@ class Coalescer:
                     outcome,
                 )
 
-    def _take(self, lane: _Lane, batch: _Batch, first: _Entry, now: float) -> None:
+    def _take(self, lane: _Lane, batch: _Batch, first: Entry, now: float) -> None:
         """Move what may share a call from the front of the queue to the batch."""
         kind, front = lane.kind, batch.queue.front
         max_items = kind.max_items if self._coalesce else 1
-        taken: list[_Entry] = []
-        gone: list[_Entry] = []
+        taken: list[Entry] = []
+        gone: list[Entry] = []
         weight = size = 0
         for entry in front:
             # Its caller was cancelled, or its deadline passed, but the loop has not said so yet.
@@ -452,7 +493,7 @@ class Coalescer:
             lane.stats.bisections += 1
         _fail([entry for entry in live if entry.place is batch.live], error)
 
-    def _requeue(self, lane: _Lane, entries: Sequence[_Entry]) -> None:
+    def _requeue(self, lane: _Lane, entries: Sequence[Entry]) -> None:
         """Have entries of one key sent again, together and before what has not been sent."""
         if not entries:
             return
@@ -479,7 +520,7 @@ class Coalescer:
         lane.pause = None
         self._admit(lane)
 
-    def _expire(self, entry: _Entry) -> None:
+    def _expire(self, entry: Entry) -> None:
         """End the wait of a caller whose deadline has passed, unless it has ended."""
         under_way = entry.batch is not None
         self._withdraw(entry)
@@ -490,7 +531,7 @@ class Coalescer:
             error.__cause__ = entry.error
             entry.settle(error=error)
 
-    def _withdraw(self, entry: _Entry) -> None:
+    def _withdraw(self, entry: Entry) -> None:
         """Take an item out, wherever it is."""
         lane, place, entry.place = entry.lane, entry.place, None
         if place is None:
@@ -531,7 +572,7 @@ class Coalescer:
         self._admit(lane)
 
 
-def _fail(entries: Sequence[_Entry], error: BaseException) -> None:
+def _fail(entries: Sequence[Entry], error: BaseException) -> None:
     for entry in entries:
         if entry.error is None:
             entry.settle(error=error if len(entries) == 1 else own_copy(error))
@@ -539,7 +580,7 @@ def _fail(entries: Sequence[_Entry], error: BaseException) -> None:
             entry.settle(error=_after(entry, error))
 
 
-def _after(entry: _Entry, error: BaseException) -> BaseException:
+def _after(entry: Entry, error: BaseException) -> BaseException:
     """An error that comes after earlier ones of an entry, for its caller alone."""
     own = own_copy(error)
     if not isinstance(entry.error, Exception) or not isinstance(own, Exception):

@@ -1,0 +1,1 @@
+"""How embedding models are called: how they take lists, in which threads, and how many at once."""
