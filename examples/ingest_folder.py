@@ -247,10 +247,7 @@ def docstore_beside(store: MilvusVectorStore) -> Path:
 
 async def count_rows(store: MilvusVectorStore) -> int:
     """Rows of the collection."""
-    [row] = await store.aclient.query(
-        store.collection_name, filter="", output_fields=["count(*)"], consistency_level="Strong"
-    )
-    return int(row["count(*)"])
+    return await store.acount(consistency_level="Strong")
 
 
 async def embed_and_store(

@@ -6,6 +6,7 @@
 from importlib.metadata import version
 
 from . import _pymilvus  # noqa: F401 - first of all: the others import pymilvus
+from .documents import StoredDocument
 from .embeddings import CoalescingEmbedding
 from .errors import (
     AuthenticationError,
@@ -73,6 +74,7 @@ __all__ = [
     "ScalarMetadataFilters",
     "ServerError",
     "StoreClosedError",
+    "StoredDocument",
     "UnreachableError",
     "WriteOutcomeUnknownError",
 ]

@@ -42,7 +42,15 @@ from ._checks import (
 )
 from ._names import did_you_mean
 from ._operations.sparse_encoders import SparseEncoder
-from ._retrieval.options import StoreOptions
+from ._retrieval.options import (
+    DeleteOptions,
+    GetOptions,
+    ReadOptions,
+    SearchOptions,
+    StoreOptions,
+    WriteOptions,
+    read_options,
+)
 from ._retrieval.ranking import Weighted, ranker_of
 from ._translation.settings import CollectionSettings, VectorField
 from ._wire.address import CLIENT_OPTIONS
@@ -365,3 +373,28 @@ class StoreArguments(BasePydanticVectorStore):
     ) -> Self:
         """Build a store of the same arguments, with connections of its own."""
         return type(self)(**{**self._arguments(), **(update or {})})
+
+
+#: The arguments of a store, of which callers pass some to operations.
+CONSTRUCTOR = StoreArguments.model_fields.keys() | CLIENT_OPTIONS
+
+# Computed once: most calls have none.
+_NO_OPTIONS: dict[type[Any], Any] = {
+    cls: cls() for cls in (WriteOptions, DeleteOptions, ReadOptions, GetOptions, SearchOptions)
+}
+
+
+def read_call_options(cls: type[Any], operation: str, arguments: dict[str, Any]) -> Any:
+    """Build the options of a call from its keyword arguments.
+
+    Raises:
+        ConfigurationError: An argument is unknown or not allowed.
+        QueryError: Partitions are not named by texts.
+    """
+    if not arguments:
+        return _NO_OPTIONS[cls]
+    level = arguments.get("consistency_level")
+    if level is not None:
+        arguments = {**arguments, "consistency_level": check_consistency_level(level)}
+    check_timeout(arguments.get("timeout"))
+    return read_options(cls, operation, arguments, CONSTRUCTOR)

@@ -111,6 +111,8 @@ def _described(subject: Any) -> dict[str, Any]:
 def _count(result: Any) -> int | None:
     if isinstance(result, VectorStoreQueryResult):
         return len(result.nodes or ())
+    if isinstance(result, int):
+        return result
     return len(result) if isinstance(result, list) else None
 
 

@@ -48,7 +48,7 @@ class MilvusOperationEndEvent(_OperationEvent):
         top_k: Its `similarity_top_k`.
         count: Nodes to write, ids to read or delete, or queries.
         seconds: How long it took.
-        results: Nodes found, read or written.
+        results: Nodes found, read, counted or written, or documents listed.
         shared: Kind of request to the number of callers that the operation's largest RPC of this
             kind served, itself included.
         error: The class of the exception that ended it.

@@ -21,17 +21,16 @@ from llama_index.core.vector_stores.utils import (
 from pymilvus import DataType
 
 from . import _operations as operations
-from ._checks import check_consistency_level, check_timeout
-from ._lifecycle import ConnectedStore
+from ._arguments import CONSTRUCTOR, read_call_options
+from ._checks import check_timeout
+from ._maintenance import MaintainedStore
 from ._retrieval.options import (
     DeleteOptions,
     GetOptions,
     SearchOptions,
     WriteOptions,
     ignored_by_add,
-    read_options,
 )
-from ._wire.address import CLIENT_OPTIONS
 from .indexes import IndexManagement
 
 __all__ = ["IndexManagement", "MilvusVectorStore"]
@@ -50,7 +49,7 @@ DEFAULT_TIMEOUT = 60.0
 DEFAULT_MAX_IN_FLIGHT = 8
 
 
-class MilvusVectorStore(ConnectedStore):
+class MilvusVectorStore(MaintainedStore):
     """LlamaIndex nodes in Milvus, asynchronous first.
 
     A drop-in for `llama_index.vector_stores.milvus.MilvusVectorStore`: the arguments have its
@@ -268,12 +267,12 @@ class MilvusVectorStore(ConnectedStore):
             FilterError: The collection has no document ids.
             ServerError: Milvus refused or could not be reached.
         """
-        options = _read_options(DeleteOptions, "delete", delete_kwargs)
+        options = read_call_options(DeleteOptions, "delete", delete_kwargs)
         return self._block("delete", operations.delete, ref_doc_id, options)
 
     async def adelete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
         """Delete every node of a document without blocking the event loop; see `delete`."""
-        options = _read_options(DeleteOptions, "adelete", delete_kwargs)
+        options = read_call_options(DeleteOptions, "adelete", delete_kwargs)
         return await self._await("adelete", operations.delete, ref_doc_id, options)
 
     def delete_nodes(
@@ -295,7 +294,7 @@ class MilvusVectorStore(ConnectedStore):
             FilterError: A filter cannot be expressed; nothing is deleted.
             ServerError: Milvus refused or could not be reached.
         """
-        options = _read_options(DeleteOptions, "delete_nodes", delete_kwargs)
+        options = read_call_options(DeleteOptions, "delete_nodes", delete_kwargs)
         return self._block("delete_nodes", operations.delete_nodes, node_ids, filters, options)
 
     async def adelete_nodes(
@@ -305,7 +304,7 @@ class MilvusVectorStore(ConnectedStore):
         **delete_kwargs: Any,
     ) -> None:
         """Delete nodes without blocking the event loop; see `delete_nodes`."""
-        options = _read_options(DeleteOptions, "adelete_nodes", delete_kwargs)
+        options = read_call_options(DeleteOptions, "adelete_nodes", delete_kwargs)
         return await self._await(
             "adelete_nodes", operations.delete_nodes, node_ids, filters, options
         )
@@ -323,8 +322,9 @@ class MilvusVectorStore(ConnectedStore):
             filters: Metadata filters, or a single one. Filters without a condition select every
                 node.
             **kwargs: `milvus_partition_names` (str or list); `consistency_level` (str);
-                `timeout` (float), seconds for each RPC, the store's where it is `None`; and
-                `output_fields` (list), fields in place of the store's.
+                `timeout` (float), seconds for each RPC, the store's where it is `None`;
+                `output_fields` (list), fields in place of the store's; and `limit` (int), most
+                nodes, the first ones of the order below.
 
         Returns:
             The nodes, in the order of `node_ids`, or else of the primary key. They carry their
@@ -332,12 +332,12 @@ class MilvusVectorStore(ConnectedStore):
 
         Raises:
             ConfigurationError: A keyword argument is unknown or not allowed.
-            QueryError: Neither ids nor filters are given.
+            QueryError: Neither ids nor filters are given, or the limit is less than 1.
             FilterError: A filter cannot be expressed.
             RowError: A row holds no readable node.
             ServerError: Milvus refused or could not be reached.
         """
-        options = _read_options(GetOptions, "get_nodes", kwargs)
+        options = read_call_options(GetOptions, "get_nodes", kwargs)
         return self._block("get_nodes", operations.get_nodes, node_ids, filters, options)
 
     async def aget_nodes(
@@ -347,7 +347,7 @@ class MilvusVectorStore(ConnectedStore):
         **kwargs: Any,
     ) -> list[BaseNode]:
         """Read nodes without blocking the event loop; see `get_nodes`."""
-        options = _read_options(GetOptions, "aget_nodes", kwargs)
+        options = read_call_options(GetOptions, "aget_nodes", kwargs)
         return await self._await("aget_nodes", operations.get_nodes, node_ids, filters, options)
 
     def clear(self, *, timeout: float | None = None) -> None:
@@ -415,12 +415,12 @@ class MilvusVectorStore(ConnectedStore):
             RowError: A row holds no readable node.
             ServerError: Milvus refused or could not be reached.
         """
-        options = _read_options(SearchOptions, "query", kwargs)
+        options = read_call_options(SearchOptions, "query", kwargs)
         return self._block("query", operations.query, query, options)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the most similar nodes without blocking the event loop; see `query`."""
-        options = _read_options(SearchOptions, "aquery", kwargs)
+        options = read_call_options(SearchOptions, "aquery", kwargs)
         return await self._await("aquery", operations.query, query, options)
 
     def query_many(
@@ -447,14 +447,14 @@ class MilvusVectorStore(ConnectedStore):
             RowError: A row holds no readable node.
             ServerError: Milvus refused or could not be reached.
         """
-        options = _read_options(SearchOptions, "query_many", kwargs)
+        options = read_call_options(SearchOptions, "query_many", kwargs)
         return self._block("query_many", operations.query_many, queries, options)
 
     async def aquery_many(
         self, queries: Sequence[VectorStoreQuery], **kwargs: Any
     ) -> list[VectorStoreQueryResult]:
         """Answer several queries without blocking the event loop; see `query_many`."""
-        options = _read_options(SearchOptions, "aquery_many", kwargs)
+        options = read_call_options(SearchOptions, "aquery_many", kwargs)
         return await self._await("aquery_many", operations.query_many, queries, options)
 
     @cached_property
@@ -463,7 +463,7 @@ class MilvusVectorStore(ConnectedStore):
         return set()
 
     def _write_options(self, operation: str, arguments: dict[str, Any]) -> WriteOptions:
-        if ignored := ignored_by_add(arguments, _CONSTRUCTOR):
+        if ignored := ignored_by_add(arguments, CONSTRUCTOR):
             if not ignored <= self._ignored:
                 self._ignored.update(ignored)
                 logger.warning(
@@ -472,25 +472,5 @@ class MilvusVectorStore(ConnectedStore):
                     sorted(ignored),
                 )
             arguments = {k: v for k, v in arguments.items() if k not in ignored}
-        options: WriteOptions = _read_options(WriteOptions, operation, arguments)
+        options: WriteOptions = read_call_options(WriteOptions, operation, arguments)
         return options
-
-
-# Computed once: most calls have none.
-_NO_OPTIONS: dict[type[Any], Any] = {
-    cls: cls() for cls in (WriteOptions, DeleteOptions, GetOptions, SearchOptions)
-}
-
-
-#: The arguments of a store, of which callers pass some to operations.
-_CONSTRUCTOR = MilvusVectorStore.model_fields.keys() | CLIENT_OPTIONS
-
-
-def _read_options(cls: type[Any], operation: str, arguments: dict[str, Any]) -> Any:
-    if not arguments:
-        return _NO_OPTIONS[cls]
-    level = arguments.get("consistency_level")
-    if level is not None:
-        arguments = {**arguments, "consistency_level": check_consistency_level(level)}
-    check_timeout(arguments.get("timeout"))
-    return read_options(cls, operation, arguments, _CONSTRUCTOR)

@@ -16,7 +16,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index_milvus_async import MilvusVectorStore
-from llama_index_milvus_async._operations.reads import ROWS_PER_PAGE
+from llama_index_milvus_async._operations.pages import ROWS_PER_PAGE
 from llama_index_milvus_async._transport.limits import MAX_IDS
 from llama_index_milvus_async.errors import (
     CollectionError,

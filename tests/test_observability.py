@@ -98,10 +98,11 @@ async def test_every_operation_is_a_pair_of_events(shared, coloured, colour, lla
     await store.query(asking(nodes[0]))
     await store.query_many([asking(nodes[0]), asking(nodes[1])])
     await store.get_nodes(["seen-0"])
+    await store.count(node_ids=["seen-0"])
     await store.delete("doc-7")
     await store.delete_nodes(["seen-0", "seen-1"])
 
-    names = ["add", "query", "query_many", "get_nodes", "delete", "delete_nodes"]
+    names = ["add", "query", "query_many", "get_nodes", "count", "delete", "delete_nodes"]
     if colour == "async":
         names = ["async_add", *(f"a{name}" for name in names[1:])]
     kinds = (MilvusOperationStartEvent, MilvusOperationEndEvent)
@@ -111,8 +112,8 @@ async def test_every_operation_is_a_pair_of_events(shared, coloured, colour, lla
     assert [event.class_name() for event in events.kept[:2]] == [kind.__name__ for kind in kinds]
     assert {event.collection_name for event in events.kept} == {shared.collection_name}
     ends = [event for event in events.kept if isinstance(event, MilvusOperationEndEvent)]
-    assert [end.count for end in ends] == [2, None, 2, 1, 1, 2]
-    assert [end.results for end in ends] == [2, 3, 2, 1, None, None]
+    assert [end.count for end in ends] == [2, None, 2, 1, None, 1, 2]
+    assert [end.results for end in ends] == [2, 3, 2, 1, 1, None, None]
     assert (ends[1].mode, ends[1].top_k) == ("default", 3)
     assert all(end.seconds > 0 and end.error is None for end in ends)
 
@@ -229,3 +230,11 @@ async def test_progress_is_shown_where_it_is_wanted(make_store, coloured, capsys
     assert "25/25" in shown
     await store.add(make_nodes(5, prefix="quiet"))
     assert capsys.readouterr().err == ""
+
+
+async def test_each_page_of_an_iteration_is_an_operation(shared, coloured, colour, llama_index):
+    events, _ = llama_index
+    assert len([node async for node in coloured(shared).iter_nodes(batch_size=3)]) == 4
+    ends = [event for event in events.kept if isinstance(event, MilvusOperationEndEvent)]
+    assert {end.operation for end in ends} == {"aiter_nodes" if colour == "async" else "iter_nodes"}
+    assert [end.results for end in ends if end.results] == [3, 1]

@@ -13,6 +13,7 @@ from llama_index_milvus_async import errors
 #: The public files, and what each has been imported from them for.
 FILES = {
     "embeddings": ["CoalescingEmbedding"],
+    "documents": ["StoredDocument"],
     "errors": errors.__all__,
     "events": ["MilvusOperationEndEvent", "MilvusOperationStartEvent"],
     "sparse": [
@@ -36,6 +37,7 @@ INSTANCES = [
     package.MilvusOperationEndEvent(
         operation="add", collection_name="books", seconds=1.5, shared={"insert": 2}
     ),
+    package.StoredDocument("a", 3),
     package.KindStats(calls=3, rpcs=1),
     package.IndexManagement.NO_VALIDATION,
     package.FilterOperatorFunction.ARRAY_CONTAINS_ANY,

@@ -4,6 +4,7 @@ Nothing here knows whether it runs on an event loop or in a blocking call.
 """
 
 from .context import Context
+from .maintenance import NodeIteration, count, list_documents, next_page
 from .queries import query, query_many
 from .reads import get_nodes
 from .setup import Overwrite, Ready, set_up
@@ -11,13 +12,17 @@ from .writes import add, clear, delete, delete_nodes
 
 __all__ = [
     "Context",
+    "NodeIteration",
     "Overwrite",
     "Ready",
     "add",
     "clear",
+    "count",
     "delete",
     "delete_nodes",
     "get_nodes",
+    "list_documents",
+    "next_page",
     "query",
     "query_many",
     "set_up",

@@ -26,7 +26,7 @@ from ..errors import (
 )
 from .context import Context
 from .ids import check_id, check_node_ids, chunks, expressions_of
-from .reads import read_all
+from .pages import read_all
 from .setup import Ready
 
 logger = logging.getLogger(__name__)

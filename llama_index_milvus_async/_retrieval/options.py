@@ -65,6 +65,8 @@ class ReadOptions:
         timeout: Seconds for each RPC of this call.
     """
 
+    parameters: ClassVar[Collection[str]] = ("filters", "node_ids")
+
     milvus_partition_names: str | Sequence[str] | None = None
     consistency_level: str | None = None
     timeout: float | None = None
@@ -92,11 +94,13 @@ class GetOptions(ReadOptions):
 
     Attributes:
         output_fields: Fields to fetch beside the node, in place of the store's.
+        limit: Most nodes; all by default.
     """
 
     parameters: ClassVar[Collection[str]] = ("node_ids", "filters")
 
     output_fields: Sequence[str] | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,16 @@ def check_top_k(name: str, value: Any) -> None:
         raise QueryError(f"{name} is {value}; Milvus takes 1 to {MAX_TOP_K}")
 
 
+def check_count(argument: str, value: Any) -> None:
+    """Check a number of nodes.
+
+    Raises:
+        QueryError: It is not an integer of at least 1.
+    """
+    if not is_integer(value) or value < 1:
+        raise QueryError(f"{argument} is {value!r}; it must be an integer of at least 1")
+
+
 def check_search_config(argument: str, config: Any) -> None:
     """Check the search parameters of a field.
 

@@ -15,6 +15,7 @@ from pymilvus import CollectionSchema
 
 from .._concurrency.once import Once
 from .._rpc import DeleteDocuments, GetByIds, Hits, HybridSearch, Insert, Query, Row, Search
+from .._wire.responses import ResponseRows
 from ..errors import store_closed
 from .lite import UNFLUSHED_ROWS
 from .retries import retry_until_deadline, time_left
@@ -228,7 +229,7 @@ class Backend(ABC):
             sleep=self._transport.sleep,
         )
 
-    async def query(self, request: Query, timeout: float | None) -> Sequence[Row]:
+    async def query(self, request: Query, timeout: float | None) -> ResponseRows:
         """Read the rows that an expression matches."""
         send = partial(send_query, self._transport, request)
         return await self._repeat(request.collection_name, send, timeout)

@@ -25,3 +25,6 @@ MAX_ENCODED = 100
 MAX_IDS = 1_000
 #: Most bytes of rows that wait on one event loop; calls beyond it wait before they queue.
 MAX_QUEUED_BYTES = 64 * 2**20
+#: Most rows of a read with a limit that a server gives
+#: (https://milvus.io/docs/limitations.md#Search-limits).
+MAX_ROWS = 16_384

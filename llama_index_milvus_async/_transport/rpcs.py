@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from .._rpc import DeleteDocuments, GetByIds, HybridSearch, Insert, Query, Row, Search
 from .._wire import requests, responses
 from ..errors import ServerError
+from .limits import MAX_ROWS
 from .transport import Left, Transport
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ async def send_get(
         request.output_fields,
         request.partition_names,
         request.consistency_level,
+        # Without a limit, Milvus 2.3.5 loses rows where others have the same id.
+        limit=MAX_ROWS,
     )
     for row in await send_query(transport, query, left):
         # Milvus has numbers that are asked for as "7" and as "007".

@@ -1,0 +1,186 @@
+"""The public pairs that look after what is stored: count, go through, list."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any
+
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import MetadataFilters
+
+from . import _operations as operations
+from ._arguments import read_call_options
+from ._concurrency.slices import SLICE
+from ._lifecycle import ConnectedStore
+from ._retrieval.options import ReadOptions
+from .documents import StoredDocument
+
+#: Most nodes of one page of `iter_nodes`.
+DEFAULT_PAGE_SIZE = 1_000
+
+
+class MaintainedStore(ConnectedStore):
+    """A store whose nodes can be counted, gone through and listed.
+
+    Args:
+        **arguments: Those of `StoreArguments`.
+    """
+
+    def count(
+        self,
+        filters: MetadataFilters | None = None,
+        *,
+        node_ids: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> int:
+        """Count the nodes that match, without reading them. Blocks.
+
+        Milvus counts rows: a node that was added twice without `upsert_mode` counts twice on a
+        server.
+
+        Args:
+            filters: Metadata filters; all nodes by default.
+            node_ids: Ids, any number, to count those of them that are there.
+            **kwargs: `milvus_partition_names` (str or list); `consistency_level` (str); `timeout`
+                (float), seconds for each RPC, the store's where it is `None`.
+
+        Raises:
+            ConfigurationError: A keyword argument is unknown or not allowed.
+            QueryError: `node_ids` is not a list of texts.
+            FilterError: A filter cannot be expressed.
+            ServerError: Milvus refused or could not be reached.
+        """
+        options = read_call_options(ReadOptions, "count", kwargs)
+        return self._block("count", operations.count, filters, node_ids, options)
+
+    async def acount(
+        self,
+        filters: MetadataFilters | None = None,
+        *,
+        node_ids: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> int:
+        """Count the nodes that match without blocking the event loop; see `count`."""
+        options = read_call_options(ReadOptions, "acount", kwargs)
+        return await self._await("acount", operations.count, filters, node_ids, options)
+
+    def iter_nodes(
+        self,
+        filters: MetadataFilters | None = None,
+        *,
+        batch_size: int = DEFAULT_PAGE_SIZE,
+        include_embeddings: bool = False,
+        output_fields: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> Generator[BaseNode, None, None]:
+        """Go through the nodes that match, one by one, without holding them all. Blocks.
+
+        They come in the order of the primary key, as few of them in memory as a page has. A node
+        that is there all the time comes exactly once, whatever is written meanwhile. One that is
+        added, changed or deleted meanwhile comes as it is when its page is read. Leave whenever
+        you like: nothing is open between two pages.
+
+        Args:
+            filters: Metadata filters; all nodes by default.
+            batch_size: Most nodes of one page. A page has fewer where they are large.
+            include_embeddings: Whether the nodes carry their embeddings.
+            output_fields: Fields in place of the store's.
+            **kwargs: As for `count`. What was written before the first page is seen as the
+                consistency level says.
+
+        Yields:
+            The nodes.
+
+        Raises:
+            ConfigurationError: `include_embeddings` or a keyword argument is not allowed.
+            QueryError: `batch_size` or `output_fields` are not allowed.
+            FilterError: A filter cannot be expressed. This and the following at the first node.
+            RowError: A row holds no readable node.
+            ServerError: Milvus refused or could not be reached.
+        """
+        options = read_call_options(ReadOptions, "iter_nodes", kwargs)
+        return self._iterate(
+            operations.NodeIteration(
+                filters,
+                options,
+                batch_size=batch_size,
+                include_embeddings=include_embeddings,
+                output_fields=output_fields,
+            )
+        )
+
+    def aiter_nodes(
+        self,
+        filters: MetadataFilters | None = None,
+        *,
+        batch_size: int = DEFAULT_PAGE_SIZE,
+        include_embeddings: bool = False,
+        output_fields: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[BaseNode, None]:
+        """Go through the nodes that match without blocking the event loop; see `iter_nodes`.
+
+        Use it as `async for node in store.aiter_nodes(): ...`.
+        """
+        options = read_call_options(ReadOptions, "aiter_nodes", kwargs)
+        return self._aiterate(
+            operations.NodeIteration(
+                filters,
+                options,
+                batch_size=batch_size,
+                include_embeddings=include_embeddings,
+                output_fields=output_fields,
+            )
+        )
+
+    def _iterate(self, iteration: operations.NodeIteration) -> Generator[BaseNode, None, None]:
+        while page := self._block("iter_nodes", operations.next_page, iteration):
+            yield from page
+
+    async def _aiterate(
+        self, iteration: operations.NodeIteration
+    ) -> AsyncGenerator[BaseNode, None]:
+        while page := await self._await("aiter_nodes", operations.next_page, iteration):
+            began = time.perf_counter()
+            for node in page:
+                yield node
+                # What the caller does with the nodes of a page may never wait for anything.
+                if time.perf_counter() - began > SLICE:
+                    await asyncio.sleep(0)
+                    began = time.perf_counter()
+
+    def list_documents(
+        self, filters: MetadataFilters | None = None, **kwargs: Any
+    ) -> list[StoredDocument]:
+        """List the documents that nodes belong to, with the number of their nodes. Blocks.
+
+        Every node's ids are read, and nothing else of them. Memory is taken for each document,
+        not for each node.
+
+        Args:
+            filters: Metadata filters; documents of all nodes by default. Only nodes that match
+                are counted.
+            **kwargs: As for `count`.
+
+        Returns:
+            The documents in the order of their ids. A document that was stored whole, as a node,
+            is its own; all other nodes without a document are those of `doc_id=None`, which
+            comes last.
+
+        Raises:
+            ConfigurationError: A keyword argument is unknown or not allowed.
+            CollectionError: The collection does not store ids of documents.
+            FilterError: A filter cannot be expressed.
+            ServerError: Milvus refused or could not be reached.
+        """
+        options = read_call_options(ReadOptions, "list_documents", kwargs)
+        return self._block("list_documents", operations.list_documents, filters, options)
+
+    async def alist_documents(
+        self, filters: MetadataFilters | None = None, **kwargs: Any
+    ) -> list[StoredDocument]:
+        """List documents without blocking the event loop; see `list_documents`."""
+        options = read_call_options(ReadOptions, "alist_documents", kwargs)
+        return await self._await("alist_documents", operations.list_documents, filters, options)

@@ -1,0 +1,159 @@
+"""Count nodes, go through them, and list their documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llama_index.core.schema import BaseNode, Document
+from llama_index.core.vector_stores.types import MetadataFilters
+
+from .._retrieval.options import ReadOptions
+from .._retrieval.values import check_count, check_flag, check_output_fields
+from .._rpc import Row
+from .._translation import filters as _filters
+from .._translation.layout import NO_DOC_ID, NODE_TYPE_FIELD, Layout
+from .._translation.row_to_node import RowReader
+from ..documents import StoredDocument
+from ..errors import CollectionError
+from .context import Context
+from .ids import check_node_ids, expressions_of
+from .pages import Pages, count_rows
+from .setup import Ready
+
+#: Rows of a page of `list_documents`, which have no more than two ids.
+_ROWS_OF_IDS = 5_000
+
+
+async def count(
+    context: Context,
+    filters: MetadataFilters | None,
+    node_ids: Sequence[str] | None,
+    options: ReadOptions,
+) -> int:
+    """Count the nodes that match, all of them without filters and ids."""
+    check_node_ids(node_ids)
+    filters = _filters.metadata_filters(filters)
+
+    async def read(ready: Ready) -> int:
+        layout = ready.layout
+        expressions = expressions_of(layout, node_ids, filters)
+        return sum([await count_rows(context, layout, each, options) for each in expressions])
+
+    return await context.with_ready(read)
+
+
+class NodeIteration:
+    """How far one iteration over nodes has come.
+
+    Args:
+        filters: What the nodes match.
+        options: Partitions, consistency level and time-out.
+        batch_size: Most nodes of a page.
+        include_embeddings: Whether the nodes carry their embeddings.
+        output_fields: Fields in place of the store's.
+
+    Raises:
+        ConfigurationError, FilterError, QueryError: One of them is not allowed.
+    """
+
+    def __init__(
+        self,
+        filters: MetadataFilters | None,
+        options: ReadOptions,
+        *,
+        batch_size: int,
+        include_embeddings: bool,
+        output_fields: Sequence[str] | None,
+    ) -> None:
+        check_count("batch_size", batch_size)
+        check_output_fields(output_fields)
+        check_flag("include_embeddings", include_embeddings)
+        self._filters = _filters.metadata_filters(filters)
+        self._options = options
+        self._batch_size = batch_size
+        self._include_embeddings = include_embeddings
+        self._output_fields = output_fields
+        self._pages: Pages | None = None
+        self._reader: RowReader | None = None
+        self._last: str | int | None = None
+
+    async def next_page(self, context: Context) -> list[BaseNode]:
+        """The next nodes, in the order of the primary key; none after the last."""
+        return await context.with_ready(lambda ready: self._read(context, ready))
+
+    async def _read(self, context: Context, ready: Ready) -> list[BaseNode]:
+        pages, reader = self._pages, self._reader
+        if pages is None or reader is None or pages.layout is not ready.layout:
+            # At the beginning, and where the collection has changed.
+            reader = self._reader = RowReader(ready.layout, self._fields(context, ready.layout))
+            [expression] = expressions_of(ready.layout, None, self._filters)
+            pages = Pages(
+                context,
+                ready.layout,
+                expression,
+                reader.fields,
+                self._options,
+                rows=self._batch_size,
+                after=self._last,
+            )
+            await pages.settle()
+            self._pages = pages
+        nodes = await context.backend.convert(await pages.next(), reader.node)
+        self._last = pages.last
+        return nodes
+
+    def _fields(self, context: Context, layout: Layout) -> list[str]:
+        named = self._output_fields
+        fields = list(context.options.output_fields if named is None else named)
+        if self._include_embeddings and layout.embedding_field:
+            fields.append(layout.embedding_field)
+        return fields
+
+
+async def next_page(context: Context, iteration: NodeIteration) -> list[BaseNode]:
+    """The next nodes of an iteration; none after the last."""
+    return await iteration.next_page(context)
+
+
+async def list_documents(
+    context: Context, filters: MetadataFilters | None, options: ReadOptions
+) -> list[StoredDocument]:
+    """The documents of the nodes that match, in the order of their ids."""
+    filters = _filters.metadata_filters(filters)
+
+    async def read(ready: Ready) -> list[StoredDocument]:
+        layout = ready.layout
+        if layout.doc_id_field is None:
+            raise CollectionError(
+                f"collection {layout.collection_name!r} has neither a column for the ids of "
+                "documents nor a dynamic field, so that its documents cannot be listed"
+            )
+        fields = [layout.primary_key, layout.doc_id_field]
+        if layout.holds_nodes:
+            fields.append(NODE_TYPE_FIELD)
+        [expression] = expressions_of(layout, None, filters)
+        pages = Pages(context, layout, expression, fields, options, rows=_ROWS_OF_IDS)
+        await pages.settle()
+        nodes_of: dict[str | None, int] = {}
+
+        def note(row: Row) -> None:
+            doc_id = _document_of(layout, row)
+            nodes_of[doc_id] = nodes_of.get(doc_id, 0) + 1
+
+        while page := await pages.next():
+            await context.backend.convert(page, note)
+        # Those of no document come last.
+        ids = sorted(nodes_of, key=lambda doc_id: (doc_id is None, doc_id or ""))
+        return [StoredDocument(doc_id, nodes_of[doc_id]) for doc_id in ids]
+
+    return await context.with_ready(read)
+
+
+def _document_of(layout: Layout, row: Row) -> str | None:
+    """The id of a row's document; a document that was not split is its own node."""
+    doc_id = row.get(layout.doc_id_field or "")
+    if doc_id is not None and doc_id != NO_DOC_ID:
+        return str(doc_id)
+    if row.get(NODE_TYPE_FIELD) == Document.class_name():
+        return str(row[layout.primary_key])
+    return None
