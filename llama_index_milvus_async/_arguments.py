@@ -52,6 +52,7 @@ from ._retrieval.options import (
     read_options,
 )
 from ._retrieval.ranking import Weighted, ranker_of
+from ._translation.index_types import check_index_config
 from ._translation.settings import CollectionSettings, VectorField
 from ._wire.address import CLIENT_OPTIONS
 from .errors import ConfigurationError
@@ -215,6 +216,13 @@ class StoreArguments(BasePydanticVectorStore):
     @classmethod
     def _check_index_management(cls, value: Any) -> Any:
         return one_of("index_management", value, IndexManagement)
+
+    @field_validator("index_config", "sparse_index_config", mode="before")
+    @classmethod
+    def _check_index_config(cls, value: Any, info: ValidationInfo) -> Any:
+        sparse = info.field_name == "sparse_index_config"
+        kind = DataType.SPARSE_FLOAT_VECTOR if sparse else DataType.FLOAT_VECTOR
+        return check_index_config(str(info.field_name), {} if value is None else value, kind)
 
     @field_validator("scalar_field_types", mode="before")
     @classmethod

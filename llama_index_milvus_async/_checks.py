@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import PurePath
 from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -18,7 +19,8 @@ from llama_index.core.bridge.pydantic import (
 )
 from pymilvus import DataType
 
-from ._names import nearest
+from ._names import did_you_mean, nearest
+from ._translation.index_types import METRIC_SYNONYMS, check_index_config
 from ._translation.layout import NODE_CONTENT_FIELD, NODE_TYPE_FIELD
 from ._translation.settings import MAX_DIMENSION, SCALAR_TYPES
 from ._translation.vectors import DENSE_METRICS
@@ -26,7 +28,6 @@ from ._wire.address import CLIENT_OPTIONS
 from .errors import ConfigurationError
 
 CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
-METRICS = {"ip": "IP", "l2": "L2", "euclidean": "L2", "cosine": "COSINE"}
 
 #: Arguments of the constructor, with what other stores, pymilvus and tutorials call them.
 SYNONYMS = {
@@ -62,11 +63,12 @@ SYNONYMS = {
     "user": ("username", "user_name"),
     "secure": ("tls", "ssl", "use_tls", "use_ssl", "use_secure"),
 }
+_SHARED_ROLES = {"id_field", "doc_id_field", "text_key", "scalar_field_names"}
 _NUMBER = re.compile(r"\s*[+-]?[0-9]{1,9}(\.[0-9]+)?\s*")
 _TEXT: TypeAdapter[Any] = TypeAdapter(
     Annotated[
         str,
-        BeforeValidator(lambda value: str(value) if isinstance(value, os.PathLike) else value),
+        BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value),
         Field(strict=True),
     ]
 )
@@ -123,8 +125,9 @@ def check_uri(uri: Any) -> str:
     is_file = text.endswith(".db")
     # pymilvus would take "http://host/x.db" for a file.
     if is_file if "://" in text else not is_file and not text.startswith("unix:"):
+        shown = None if uri is None else without_credentials(text)
         raise ConfigurationError(
-            f"uri is {without_credentials(text)!r}; it must be a server's address such as "
+            f"uri is {shown!r}; it must be a server's address such as "
             '"http://localhost:19530", or a path that ends in ".db" for Milvus Lite'
         )
     return text
@@ -163,7 +166,10 @@ def split_credentials(uri: str) -> tuple[str, str]:
 
 
 def check_distinct(names: Iterable[tuple[str, str]]) -> None:
-    """Check that no two fields of a collection have one name.
+    """Check that no two fields have one name, where a collection can have only one of them.
+
+    In an existing collection one column may hold ids, texts and metadata at once. Those of a new
+    one are checked where it is made.
 
     Args:
         names: For each field the argument that names it, and its name.
@@ -173,9 +179,11 @@ def check_distinct(names: Iterable[tuple[str, str]]) -> None:
         NODE_TYPE_FIELD: "the node's class",
     }
     for role, name in names:
-        if name in taken:
+        other = taken.get(name)
+        shared = role != other and {role, other} <= _SHARED_ROLES
+        if other is not None and not shared:
             raise ConfigurationError(
-                f"{role} is {name!r}, the name of {taken[name]} already; fields need distinct names"
+                f"{role} is {name!r}, the name of {other} already; fields need distinct names"
             )
         taken[name] = role
 
@@ -221,20 +229,13 @@ def check_dense_fields(fields: Any) -> dict[str, dict[str, Any]]:
                 f"dense_fields[{name!r}] has type={kind!r}; allowed are DataType.{allowed}"
             )
         kind = DataType(kind)
-        metrics = DENSE_METRICS[kind]
-        metric = settings.pop("metric_type", None)
-        if metric is not None and str(metric).upper() not in metrics:
-            raise ConfigurationError(
-                f"dense_fields[{name!r}] has metric_type={str(metric).upper()!r}; a {kind.name} "
-                f"has one of {list(metrics)}"
-            )
+        settings = check_index_config(f"dense_fields[{name!r}]", settings, kind)
         if kind == DataType.BINARY_VECTOR and dim is not None and dim % 8:
             raise ConfigurationError(
                 f"dense_fields[{name!r}] has dim={dim}; that of a BINARY_VECTOR is a multiple of 8"
             )
         # Without a metric the field takes that of an existing index.
-        named = {} if metric is None else {"metric_type": str(metric).upper()}
-        checked[name] = {"dim": dim, "type": kind, **named, **settings}
+        checked[name] = {"dim": dim, "type": kind, **settings}
     return checked
 
 
@@ -270,12 +271,16 @@ def check_timeout(timeout: Any) -> float | None:
 def check_metric(metric: Any) -> str | None:
     if metric is None:
         return None
-    canonical = METRICS.get(str(metric).lower())
-    if canonical is None:
+    metrics = DENSE_METRICS[DataType.FLOAT_VECTOR]
+    name = str(metric).upper()
+    name = METRIC_SYNONYMS.get(name, name)
+    if name not in metrics:
+        choices = [*metrics, *METRIC_SYNONYMS]
         raise ConfigurationError(
-            f"similarity_metric is {metric!r}; it must be one of {sorted(METRICS)}"
+            f"similarity_metric is {metric!r}; it must be one of {choices}"
+            f"{did_you_mean(str(metric), choices)}"
         )
-    return canonical
+    return name
 
 
 def check_consistency_level(level: Any) -> str:
@@ -290,8 +295,12 @@ def check_consistency_level(level: Any) -> str:
 def one_of(argument: str, value: Any, allowed: Any) -> Any:
     """Look a value up among enumeration members or names, names in any case."""
     choices = list(allowed)
+    if isinstance(value, Enum):  # also one of the upstream plugin
+        value = value.value
     for choice in choices:
         if value == choice or str(value).lower() == str(getattr(choice, "value", choice)).lower():
             return choice
     shown = [getattr(choice, "value", choice) for choice in choices]
-    raise ConfigurationError(f"{argument} is {value!r}; it must be one of {shown}")
+    raise ConfigurationError(
+        f"{argument} is {value!r}; it must be one of {shown}{did_you_mean(str(value), shown)}"
+    )

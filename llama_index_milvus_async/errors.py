@@ -231,13 +231,18 @@ class PartialWriteError(ServerError):
         self.unknown = list(unknown)
 
     def __str__(self) -> str:
-        text = (
-            f"{super().__str__()} — {len(self.written)} nodes of this call were written, "
-            f"{len(self.not_written)} were not (ids in .written and .not_written)"
-        )
+        outcomes = []
+        if self.written or self.not_written:
+            outcomes.append(
+                f"{len(self.written)} nodes of this call were written, {len(self.not_written)} "
+                "were not (ids in .written and .not_written)"
+            )
         if self.unknown:
-            text += f"; of {len(self.unknown)} it is unknown (ids in .unknown): {self._remedy}"
-        return text
+            outcomes.append(
+                f"{len(self.unknown)} nodes of this call may have been written or not (ids in "
+                f".unknown): {self._remedy}"
+            )
+        return f"{super().__str__()} — {'; '.join(outcomes)}"
 
     _remedy = "add them again"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import (
     FilterOperator,
     MetadataFilter,
@@ -339,6 +339,33 @@ async def test_rows_are_deleted_by_document_where_a_column_names_it(
     await store.delete("of this test")
     assert (await store.query(query_for(doc_ids=["of this test"]))).ids == []
     assert len(await store.get_nodes(collection.ids)) == ROWS
+
+
+async def test_where_rows_are_documents_their_ids_are_those_of_documents(raw, make_store, coloured):
+    name = collection_name("documents")
+    raw.create_collection(name, dimension=DIM, consistency_level="Strong")
+    raw.insert(name, rows(n=4, key=("id", lambda i: i), text="text", vector="vector"))
+    names = {"collection_name": name, "embedding_field": "vector", "doc_id_field": "id"}
+    store = coloured(make_store(**names, similarity_metric=METRIC))
+    (found,) = (await store.query(query_for(2, doc_ids=["2", "7"]))).ids
+    assert found == "2"
+    await store.delete(["1", "2"])
+    node = node_for(node_id="9")
+    node.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="elsewhere")}
+    await store.add([node])
+    left = await store.get_nodes(filters=MetadataFilters(filters=[]))
+    assert [each.node_id for each in left] == ["0", "3", "9"]
+    assert left[-1].ref_doc_id == "elsewhere"
+
+
+async def test_texts_that_share_a_column_with_ids_are_read_and_not_written(
+    get_collection, open_store, coloured
+):
+    store = coloured(open_store(get_collection("texts-dynamic"), text_key="uuid"))
+    (node,) = (await store.query(query_for(similarity_top_k=1))).nodes
+    assert node.text == node.node_id
+    with pytest.raises(CollectionError, match=r"'uuid' \(text_key\), which holds ids as well"):
+        await store.add([node_for()])
 
 
 async def test_documents_are_refused_where_there_are_none(get_collection, open_store, coloured):

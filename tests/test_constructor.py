@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from enum import Enum
 from pathlib import Path
 
 import grpc
@@ -214,6 +215,12 @@ def test_index_management_is_taken_by_name():
     assert store.index_management is IndexManagement.NO_VALIDATION
 
 
+def test_index_management_of_the_upstream_plugin_is_understood():
+    upstream = Enum("IndexManagement", {"NO_VALIDATION": "no_validation"})
+    store = MilvusVectorStore(index_management=upstream.NO_VALIDATION)
+    assert store.index_management is IndexManagement.NO_VALIDATION
+
+
 def test_a_path_object_is_a_uri(tmp_path):
     assert MilvusVectorStore(uri=Path("milvus.db")).uri == "milvus.db"
 
@@ -237,7 +244,7 @@ def test_repr_and_str_show_address_and_collection():
     ("arguments", "sentence"),
     [
         ({"uri": ""}, r"uri is empty; pass a server's address such as .* or a path that ends"),
-        ({"uri": None}, r"uri is 'None'; it must be a server's address"),
+        ({"uri": None}, r"uri is None; it must be a server's address"),
         ({"uri": "localhost:19530"}, r"uri is 'localhost:19530'; it must be a server's address"),
         ({"uri": "./milvus"}, r"uri is './milvus'; .* a path that ends in \".db\""),
         ({"uri": "milvus.DB"}, r"uri is 'milvus.DB'; .* a path that ends in \".db\""),
@@ -265,13 +272,13 @@ def test_repr_and_str_show_address_and_collection():
         ({"embedding_field": ""}, r"embedding_field is ''; it must be a name"),
         ({"id_field": ""}, r"id_field is ''; it must be a name"),
         (
-            {"text_key": "doc_id"},
-            r"'doc_id', the name of doc_id_field already; fields need distinct names",
+            {"embedding_field": "text"},
+            r"'text', the name of text_key already; fields need distinct",
         ),
         ({"id_field": "_node_content"}, r"'_node_content', the name of the serialized node"),
         (
-            {"scalar_field_names": ["text"], "scalar_field_types": [DataType.INT64]},
-            r"scalar_field_names is 'text', the name of text_key already",
+            {"scalar_field_names": ["embedding"], "scalar_field_types": [DataType.INT64]},
+            r"scalar_field_names is 'embedding', the name of embedding_field already",
         ),
         (
             {"scalar_field_names": ["a", "a"], "scalar_field_types": [DataType.INT64] * 2},
@@ -322,12 +329,35 @@ def test_repr_and_str_show_address_and_collection():
         ({"batch_size": 1.5}, r"batch_size is 1.5; it must be an integer of at least 1"),
         ({"max_in_flight": 0}, r"max_in_flight is 0; it must be an integer of at least 1"),
         ({"index_config": "FLAT"}, r"index_config is 'FLAT'; it must be a dictionary"),
+        (
+            {"index_config": {"params": 5}},
+            r"index_config is {'params': 5}; it must be a dictionary",
+        ),
+        (
+            {"index_config": {"index_type": "HNWS"}},
+            r"index_config has index_type='HNWS'; a FLOAT_VECTOR has .*; did you mean 'HNSW'",
+        ),
+        ({"index_config": {"index_type": "BIN_FLAT"}}, r"index_type='BIN_FLAT'; a FLOAT_.*'\]$"),
+        ({"index_config": {"index_type": 5}}, r"has index_type=5; a FLOAT_VECTOR has one of"),
+        (
+            {"index_config": {"metric_type": "HAMMING"}},
+            r"has metric_type='HAMMING'; a FLOAT_VECTOR",
+        ),
+        (
+            {"enable_sparse": True, "sparse_index_config": {"index_type": "INVERTED_INDEX"}},
+            r"a SPARSE_FLOAT_VECTOR has .*; did you mean 'SPARSE_INVERTED_INDEX'\?$",
+        ),
+        (
+            {"dense_fields": {"image": {"dim": 4, "index_type": "ivfflat"}}},
+            r"dense_fields\['image'\] has index_type='ivfflat'; .*; did you mean 'IVF_FLAT'\?$",
+        ),
         ({"search_config": "ef"}, r"search_config is 'ef'; it must be a dictionary"),
         (
             {"similarity_metric": "manhattan"},
             r"similarity_metric is 'manhattan'; it must be one of "
-            r"\['cosine', 'euclidean', 'ip', 'l2'\]",
+            r"\['IP', 'L2', 'COSINE', 'EUCLIDEAN'\]$",
         ),
+        ({"similarity_metric": "cosin"}, r"is 'cosin'; .*; did you mean 'COSINE'\?$"),
         (
             {"consistency_level": "Weak"},
             r"consistency_level is 'Weak'; it must be one of "
@@ -480,6 +510,10 @@ def test_a_token_among_the_clients_options_is_not_kept_where_it_is_shown():
         ({"timeout": np.float32(2)}, {"timeout": 2.0}),
         ({"upsert_mode": "true"}, {"upsert_mode": True}),
         ({"dense_fields": {"image": {"dim": "4"}}}, {}),
+        ({"index_config": {"index_type": "hnsw"}}, {"index_config": {"index_type": "HNSW"}}),
+        ({"index_config": {"metric_type": "euclidean"}}, {"index_config": {"metric_type": "L2"}}),
+        ({"sparse_index_config": {"params": None}}, {"sparse_index_config": {}}),
+        ({"doc_id_field": "id"}, {"doc_id_field": "id"}),
         ({"secure": "true"}, {"client_options": {"secure": True}}),
         ({"ca_pem_path": Path("ca.pem")}, {"client_options": {"ca_pem_path": "ca.pem"}}),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from llama_index_milvus_async._retrieval.plan import SearchPlanner
 from llama_index_milvus_async._translation.compatibility import check_engine, check_vector_types
 from llama_index_milvus_async._translation.engine import Capability, Engine
 from llama_index_milvus_async._translation.layout import Column, Index, Layout
+from llama_index_milvus_async._translation.schema import new_index
 from llama_index_milvus_async._translation.settings import CollectionSettings, VectorField
 from llama_index_milvus_async.errors import ConfigurationError, QueryError
 from llama_index_milvus_async.sparse import BM25BuiltInFunction
@@ -93,6 +95,22 @@ def settings(kind: DataType = DataType.FLOAT_VECTOR, **sparse: Any) -> Collectio
         properties={},
         consistency_level="Session",
     )
+
+
+def test_servers_without_defaults_are_told_every_parameter_of_an_index() -> None:
+    """Before 2.5 they say "efConstruction out of range" of one that is missing."""
+    field = VectorField("v", DataType.FLOAT_VECTOR, 8, "L2", {"index_type": "HNSW", "M": 16})
+    for engine in (milvus(2, 5), milvus(3), LITE):
+        new_index(field, engine)
+    with pytest.raises(ConfigurationError) as caught:
+        new_index(field, milvus(2, 3, 5))
+    assert str(caught.value) == (
+        "the index of 'v' is of type HNSW and lacks efConstruction, for which Milvus 2.3.5 has no "
+        "default; add to its configuration, for example 'efConstruction': 360"
+    )
+    new_index(replace(field, index_config={"index_type": "FLAT"}), milvus(2, 3, 5))
+    nested = {"index_type": "IVF_PQ", "params": {"nlist": 8, "m": 4}}
+    new_index(replace(field, index_config=nested), milvus(2, 3, 5))
 
 
 @pytest.mark.parametrize(

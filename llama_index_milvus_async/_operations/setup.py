@@ -93,6 +93,8 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     description = await backend.describe_collection(name)
     if description is None or overwrite.pending:
         check_vector_types(settings, engine)
+        for field in settings.vectors if settings.create_index else ():
+            new_index(field, engine)  # Raises before the collection what would fail after it.
     if description is not None and overwrite.pending:
         await _drop(backend, settings, description)
         description = None

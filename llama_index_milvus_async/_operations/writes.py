@@ -17,6 +17,7 @@ from .._translation import filters as _filters
 from .._translation.layout import Layout
 from .._translation.node_to_row import PackedRow, RowPacker
 from .._transport.limits import MAX_INSERT_BYTES
+from .._wire.status import no_such_partition
 from ..errors import (
     CollectionError,
     PartialWriteError,
@@ -58,6 +59,11 @@ def _check_addable(layout: Layout) -> None:
         raise CollectionError(
             f"collection {layout.collection_name!r} numbers its rows itself (auto_id), so that "
             "nodes cannot keep their ids: it can be read and queried, not added to"
+        )
+    if layout.text_key in (layout.primary_key, layout.doc_id_field):
+        raise CollectionError(
+            f"collection {layout.collection_name!r} has the texts in {layout.text_key!r} "
+            "(text_key), which holds ids as well: it can be read and queried, not added to"
         )
     if layout.unfilled_vectors:
         raise CollectionError(
@@ -272,7 +278,7 @@ async def _within_partition(
     Milvus Lite (up to 3.2.2) deletes what they match in every partition.
     """
     if not await context.backend.has_partition(layout.collection_name, partition, timeout):
-        raise ServerError("delete", f"partition not found: {partition!r}")
+        raise ServerError("delete", no_such_partition(partition))
     within = ReadOptions(milvus_partition_names=partition, timeout=timeout)
     ids: list[str] = []
     for expression in expressions:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from llama_index.core.vector_stores.types import VectorStoreQuery
@@ -12,6 +14,7 @@ from pymilvus import DataType
 from .._rpc import HybridSearch, Search
 from .._translation import filters as _filters
 from .._translation.engine import Engine
+from .._translation.index_types import ignored_params
 from .._translation.layout import Column, Index, Layout
 from .._translation.numbers import is_number
 from .._translation.row_to_node import RowReader
@@ -30,6 +33,8 @@ from .ranking import (
     ranker_of,
 )
 from .values import check_search_config
+
+logger = logging.getLogger(__name__)
 
 #: Milvus Lite's own `ef` of an HNSW search that names none.
 LITE_DEFAULT_EF = 64
@@ -266,9 +271,10 @@ class SearchPlanner:
     def _new_request(self, key: _SearchKey) -> tuple[Search, Search | None]:
         layout, index = self._layout, self._indexes[key.field]
         all_rows = _exhaustive_params(key.field, index, layout)
-        params = _search_params(
-            self._config(key.field), index, key.limit, layout, raise_ef="ef" in all_rows
-        )
+        config = self._config(key.field)
+        if ignored := ignored_params(index.type, {**config, **(config.get("params") or {})}):
+            _warn_of_ignored(layout.collection_name, key.field, index.type, tuple(ignored))
+        params = _search_params(config, index, key.limit, layout, raise_ef="ef" in all_rows)
         request = Search(
             collection_name=layout.collection_name,
             field_name=key.field,
@@ -360,6 +366,20 @@ class SearchPlanner:
         return ranker
 
 
+@lru_cache(maxsize=1024)
+def _warn_of_ignored(
+    collection_name: str, field: str, index_type: str, names: tuple[str, ...]
+) -> None:
+    """Warn once of search parameters that have no effect."""
+    logger.warning(
+        "search parameters %s have no effect: the index of %r in collection %r is of type %s",
+        list(names),
+        field,
+        collection_name,
+        index_type,
+    )
+
+
 def _dense_fields(field: str | None, mode: Mode, options: SearchOptions) -> Sequence[str]:
     """The dense fields that a query searches."""
     if field is None:
@@ -395,7 +415,8 @@ def _sparse_field(
     if not (mode.searches_dense(query) and options.has_several_dense_fields):
         raise QueryError(
             f"mode {mode.name} searches sparse embeddings, and the store has none; pass "
-            "enable_sparse=True to its constructor"
+            "enable_sparse=True to its constructor, and another collection_name: a collection that "
+            "exists gets no sparse field"
         )
     if query.alpha is not None:
         raise QueryError(

@@ -164,7 +164,9 @@ def _check_text_fields(layout: Layout, settings: CollectionSettings, refuse: Any
     texts = [c.name for c in layout.columns.values() if c.type is DataType.VARCHAR]
     for argument, name in parts.items():
         column = layout.columns.get(name)
-        if column is not None and column.type is not DataType.VARCHAR:
+        # Where rows are documents, the id of one is its primary key.
+        is_key = argument == "doc_id_field" and name == layout.primary_key
+        if column is not None and column.type is not DataType.VARCHAR and not is_key:
             refuse(
                 f"field {name!r}",
                 column.type.name,

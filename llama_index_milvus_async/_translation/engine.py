@@ -126,6 +126,8 @@ class Engine:
     needs_one_writer = Capability(None, _ALWAYS)
     #: Has built an index when it answers, so that there is nothing to wait for.
     builds_indexes_at_once = Capability(None, _ALWAYS)
+    #: Has defaults of every parameter of an index.
+    has_index_defaults = Capability((2, 5), _ALWAYS, "has no default", "have them")
     #: Reads the parameters of an index only from a nested dictionary.
     nests_index_params = Capability(None, _ALWAYS)
 

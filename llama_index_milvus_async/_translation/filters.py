@@ -151,6 +151,8 @@ def doc_ids_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
             "doc ids cannot be looked up: the collection has neither a column for them nor a "
             f"dynamic field (its columns: {listed(layout.columns)})"
         )
+    if layout.doc_id_field == layout.primary_key:
+        return ids_expression(layout, values)
     return _rendered(layout, target_of(layout, layout.doc_id_field).one_of(values, True))
 
 

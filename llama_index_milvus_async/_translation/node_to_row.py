@@ -95,7 +95,7 @@ class RowPacker:
         else:
             self._add_metadata(node, values, doc_id, report)
         self._add_scalars(node, values, report)
-        if layout.doc_id_field is not None:
+        if layout.doc_id_field not in (None, layout.primary_key):
             if doc_id != NO_DOC_ID:
                 limit = layout.max_bytes(layout.doc_id_field)
                 check_text("the id of its source document", doc_id, limit, report)

@@ -14,7 +14,9 @@ from pymilvus import CollectionSchema, DataType, FieldSchema, Function, MilvusCl
 
 from ..errors import ConfigurationError
 from .engine import Engine
+from .index_types import check_required_params
 from .layout import MAX_VARCHAR_BYTES, NODE_CONTENT_FIELD, NODE_TYPE_FIELD
+from .names import check_new_names
 from .settings import CollectionSettings, VectorField
 
 _NODE_TYPE_BYTES = 256
@@ -30,7 +32,8 @@ def new_schema(settings: CollectionSettings) -> CollectionSchema:
     """Build the schema of a new collection.
 
     Raises:
-        ConfigurationError: A dimension is not known, or a function reads a column that is not text.
+        ConfigurationError: A dimension is not known, Milvus would refuse a name, or a function
+            reads a column that is not text.
     """
     for field in settings.dense:
         if field.dim is None:
@@ -38,6 +41,7 @@ def new_schema(settings: CollectionSettings) -> CollectionSchema:
                 f"dim is missing: the collection {settings.collection_name!r} does not exist, and "
                 f"a new one needs the dimension of {field.name!r}, for example dim=384"
             )
+    check_new_names(settings)
     function = settings.sparse.function if settings.sparse else None
     read = dict.fromkeys(
         function.input_field_names if function else (), _analyzer_arguments(function)
@@ -94,7 +98,11 @@ def new_index(field: VectorField, engine: Engine) -> Any:
     An index configuration is flat, as upstream has it: `index_type`, `metric_type`, `index_name`
     and `field_name` are themselves, every other key is a parameter of the index type. A nested
     `params` is taken as well.
+
+    Raises:
+        ConfigurationError: It lacks parameters that the engine has no defaults of.
     """
+    check_required_params(field.name, field.index_config, engine)
     config = {key: value for key, value in field.index_config.items() if key != "metric_type"}
     named = {
         "field_name": config.pop("field_name", field.name),
@@ -102,7 +110,7 @@ def new_index(field: VectorField, engine: Engine) -> Any:
         "index_type": config.pop("index_type", _DEFAULT_INDEXES.get(field.type, "FLAT")),
         "metric_type": field.new_metric,
     }
-    params = {**config.pop("params", {}), **config}
+    params = {**(config.pop("params", None) or {}), **config}
     if params and engine.nests_index_params:
         # pymilvus flattens what it is given, and Milvus Lite reads nested parameters only.
         params = {"params": params}

@@ -69,6 +69,7 @@ _BEING_CREATED = "[Errno 17] File exists"
 # What pymilvus itself says has one of these codes.
 _OF_PYMILVUS = (0, 1)
 _RATE_LIMIT_CODES = (8, 49)
+_NO_SUCH_PARTITION = 200
 _PERMISSION_CODES = (1401, 2001)
 _GRPC_ERRORS: dict[grpc.StatusCode, type[ServerError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
@@ -151,6 +152,14 @@ def translate(
     else:
         return error
     return failure
+
+
+def no_such_partition(named: str) -> str:
+    """The message of a request that names a partition which is not there."""
+    return (
+        f"there is no such partition ({named}); partitions are created with "
+        "store.client.create_partition(collection_name, partition_name)"
+    )
 
 
 def is_refusal_of_data(error: Exception) -> bool:
@@ -257,6 +266,8 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
         message = f"no connection to {address.uri} ({message})"
     elif kind is RequestTimeoutError:
         message = f"no answer from {address.uri} in time ({message})"
+    elif code == _NO_SUCH_PARTITION:
+        message = no_such_partition(message)
     elif _LARGER_THAN_A_MESSAGE in message:
         message += (
             ". Ask for fewer hits (similarity_top_k) or fields (output_fields), or pass less in "

@@ -155,15 +155,11 @@ async def test_the_metric_of_an_index_config(with_index, raw, metric):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"index_type": "NONSENSE"}, "invalid index type: NONSENSE"),
         ({"index_type": "HNSW", "M": 5000, "efConstruction": 32}, "M out of range"),
         ({"index_type": "HNSW", "M": "x", "efConstruction": 32}, "M out of range"),
-        ({"index_type": "HNSW"}, "efConstruction out of range"),
         ({"index_type": "IVF_FLAT", "nlist": 0}, "nlist out of range"),
         ({"index_type": "IVF_FLAT", "params": {"nlist": 0}}, "nlist out of range"),
         ({"index_type": "IVF_PQ", "nlist": 8, "m": 3}, "divided by `m`"),
-        ({"index_type": "BIN_FLAT"}, "binary vector"),
-        ({"index_type": "FLAT", "metric_type": "HAMMING"}, "metric type"),
     ],
     ids=label,
 )

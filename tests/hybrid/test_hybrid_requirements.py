@@ -10,7 +10,6 @@ from llama_index_milvus_async import (
     ConfigurationError,
     MilvusVectorStore,
     QueryError,
-    ServerError,
 )
 from llama_index_milvus_async._translation.engine import Engine
 from llama_index_milvus_async.sparse import BM25BuiltInFunction
@@ -290,17 +289,6 @@ async def test_words_as_a_filter_of_every_leg(make_store, coloured):
         result = await store.query(query, string_expr="TEXT_MATCH(text, 'hazel')")
         assert 5 < len(result.ids) <= len(with_hazel)
         assert set(result.ids) <= with_hazel
-
-
-@lite
-async def test_an_index_type_of_the_sparse_field_that_milvus_refuses(make_store, coloured):
-    store = make_store(
-        enable_sparse=True,
-        sparse_embedding_function=BagOfWords(),
-        sparse_index_config={"index_type": "NO_SUCH_INDEX"},
-    )
-    with pytest.raises(ServerError, match="NO_SUCH_INDEX"):
-        await coloured(store).connect()
 
 
 # Sparse embeddings alone
