@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -27,16 +28,24 @@ from .._retrieval.results import (
 )
 from .._retrieval.values import are_several, check_is_query, described
 from .._rpc import NO_HITS, Hits, HybridSearch, Search
+from .._translation.filters import keys_of
+from .._translation.layout import DYNAMIC_FIELD
 from .._transport.limits import MAX_SEARCH_HITS, MAX_SEARCH_VECTORS
-from ..errors import QueryError
+from ..errors import QueryError, ServerError
 from .context import Context
 from .ids import in_parts
+from .missing_keys import warn_of_missing_keys
 from .setup import Ready
 
 #: A search of a query: the query's number, and the leg's.
 _Place = tuple[int, int]
 #: What is sent for it: the request, and the data that it does not share with others.
 _Wanted = Mapping[_Place, tuple[Search | HybridSearch, Any]]
+
+# How Milvus, and Milvus Lite, begin to say where an expression goes wrong.
+_CANNOT_PARSE = re.compile(r"cannot parse expression|^.+ at column \d+\n")
+#: Output fields that are not keys.
+_ALL_FIELDS = frozenset({"*", DYNAMIC_FIELD})
 
 #: The nodes that a query has found, with their similarities: those of the result, or of each leg
 #: where a ranker of the user is to rank them.
@@ -70,8 +79,13 @@ async def query_many(
 
     async def find(ready: Ready) -> list[Found]:
         searches = await _prepare(context, ready, [queries[i] for i in asked], options)
-        hits = await _search(context, searches, options)
-        return await _make_nodes(context, searches, hits)
+        try:
+            hits = await _search(context, searches, options)
+        except ServerError as error:
+            raise _explained(error, options) from error
+        found = await _make_nodes(context, searches, hits)
+        await _warn_of_missing_keys(context, ready, found)
+        return found
 
     for i, (search, legs) in zip(asked, await context.with_ready(find), strict=True):
         if len(legs) == 1:
@@ -82,6 +96,20 @@ async def query_many(
             nodes=found, similarities=similarities, ids=[node.node_id for node in found]
         )
     return results
+
+
+def _explained(error: ServerError, options: SearchOptions) -> ServerError:
+    """The error of a search, in our words first where they say what to do."""
+    refused = error.is_answer and _CANNOT_PARSE.search(error.message)
+    if options.string_expr is None or not refused:
+        return error
+    return ServerError(
+        error.operation,
+        f"string_expr is {options.string_expr!r}, which is not in Milvus' language "
+        "(https://milvus.io/docs/boolean.md): equality is ==; and, or, not are in small letters; "
+        f"texts are in quotes ({error.message})",
+        error.code,
+    )
 
 
 async def _prepare(
@@ -189,6 +217,26 @@ async def _make_nodes(
         (search, [(list(islice(nodes, len(one.hits))), one.similarities) for one in legs])
         for search, legs in ((search, chosen[i]) for i, search in enumerate(searches))
     ]
+
+
+async def _warn_of_missing_keys(context: Context, ready: Ready, found: Sequence[Found]) -> None:
+    """Warn of keys that may be why nothing was found, and of output fields that no node has."""
+    known = ready.keys_looked_up
+    for search, legs in found:
+        query, options = search.query, search.options
+        nodes = [node for nodes, _ in legs for node in nodes]
+        if not nodes:
+            keys = keys_of(query.filters, options.milvus_scalar_filters)
+            await warn_of_missing_keys(context, ready, keys, "a filter compares")
+            continue
+        named = (
+            context.options.output_fields if query.output_fields is None else query.output_fields
+        )
+        if not named:
+            continue
+        unseen = [name for name in named if name not in known and name not in _ALL_FIELDS]
+        known |= {name for name in unseen if any(name in node.metadata for node in nodes)}
+        await warn_of_missing_keys(context, ready, unseen, "output_fields names")
 
 
 async def _rank(

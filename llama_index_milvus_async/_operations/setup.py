@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -45,11 +45,13 @@ class Ready:
         indexes: The index of each vector column.
         schema: What the collection's description says of its schema, and of which collection of
             its name it is.
+        keys_looked_up: The metadata keys that were looked up; see `missing_keys`.
     """
 
     layout: Layout
     indexes: Mapping[str, Index]
     schema: Mapping[str, Any]
+    keys_looked_up: set[str] = field(default_factory=set, compare=False)
 
     async def is_current(self, backend: Backend) -> bool:
         """Whether the collection is still as it was found.

@@ -165,7 +165,8 @@ def contains(engine: Engine, target: str, needle: str) -> Expr:
     """Test whether a text contains `needle`, the wildcards of `like` taken literally."""
     engine.require(Engine.has_infix_like, "text inside text", FilterError)
     if not can_find(engine, needle):
-        engine.require(Engine.has_escapes_in_like, f"found {needle!r}", FilterError)
+        remedy = f"leave '%', '_' and a backslash at the end out of {needle!r}"
+        engine.require(Engine.has_escapes_in_like, remedy, FilterError)
     if not needle:
         return f'{target} like "%"'
     pattern = re.sub(r"([\\%_])", r"\\\1", needle) if engine.has_escapes_in_like else needle
@@ -198,10 +199,9 @@ def contains_insensitive(engine: Engine, target: str, needle: str) -> Expr:
     cased = sum(len(each) > 1 for each in spellings)
     if engine.has_infix_like and cased > _MAX_CASED_LETTERS:
         raise FilterError(
-            f"found a text with {cased} letters; {engine} has no comparison without case, so "
-            "that every spelling becomes a pattern of its own, and for more than "
-            f"{_MAX_CASED_LETTERS} letters these are too many. Use a shorter text, or "
-            "TEXT_MATCH, or Milvus 3.0, which has regular expressions"
+            f"use TEXT_MATCH, or a text of at most {_MAX_CASED_LETTERS} letters; or Milvus 3.0, "
+            f"which has regular expressions. Found {cased} letters; {engine} has no comparison "
+            "without case, so that every spelling becomes a pattern of its own: these are too many"
         )
     words = map("".join, itertools.product(*spellings))
     return any_of(contains(engine, target, word) for word in words)

@@ -11,7 +11,7 @@ says, the function behind `SimpleVectorStore`: a row without the key, or with nu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from llama_index.core.bridge.pydantic import ValidationError
@@ -163,6 +163,28 @@ def everything_expression(layout: Layout) -> str:
         # The least integer cannot be written: its sign is an operator of its own.
         return f"({name} >= 0) or ({name} < 0)"
     return f'{name} >= ""'
+
+
+def existence_expression(layout: Layout, key: str) -> str | None:
+    """Match the rows that have a value under a metadata key; `None` for the name of a column.
+
+    Raises:
+        FilterError: The key cannot be addressed.
+    """
+    exists = target_of(layout, key).exists
+    return exists if isinstance(exists, str) else None
+
+
+def keys_of(filters: Any, scalar_filters: Any = None) -> Iterator[str]:
+    """The keys that filters compare, given as `build_expression` takes them."""
+    if filters is not None:
+        for part in metadata_filters(filters).filters:
+            if isinstance(part, MetadataFilter):
+                yield part.key
+            else:
+                yield from keys_of(part)
+    if scalar_filters is not None:
+        yield from (part.key for part in list_filters(scalar_filters).filters)
 
 
 def next_page_expression(layout: Layout, expression: str, last_id: str | int) -> str:

@@ -282,6 +282,10 @@ class DottedKey(Target):
         self.literal_key = literal_key
         self.path = path
 
+    @property
+    def exists(self) -> Expr:
+        return any_of([self.literal_key.exists, self.path.exists])
+
     def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
         return self._choose(lambda each: each.one_of(values, positive), absent=not positive)
 

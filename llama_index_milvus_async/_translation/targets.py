@@ -28,6 +28,11 @@ _MAX_EXACT_DOUBLE = 2**53
 class Target(ABC):
     """A column or a value in JSON."""
 
+    @property
+    def exists(self) -> Expr | None:
+        """What is true for the rows that have a value there; `None` for a column: all may."""
+        return None
+
     @abstractmethod
     def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
         """The value equals one of `values`."""

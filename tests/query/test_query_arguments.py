@@ -127,3 +127,15 @@ async def test_bad_search_parameters_are_refused(store, coloured, name, config, 
 async def test_a_bad_ranker_is_refused_where_there_is_nothing_to_rank(store, coloured, ranker):
     with pytest.raises(ConfigurationError, match="milvus_ranker is"):
         await coloured(store).query(query_for(), milvus_ranker=ranker)
+
+
+@pytest.mark.parametrize("expression", ["year = 2020", "year ==", "name like", "year in 5"])
+async def test_an_expression_that_milvus_cannot_parse_is_explained(shared, coloured, expression):
+    message = (
+        rf"search failed \(code \d+\): string_expr is {expression!r}, which is not in Milvus' "
+        r"language \(https://milvus.io/docs/boolean.md\): equality is ==;"
+    )
+    with pytest.raises(ServerError, match=message) as error:
+        await coloured(shared).query(query_for(), string_expr=expression)
+    assert error.value.is_answer
+    assert isinstance(error.value.__cause__, ServerError)
