@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -190,6 +190,10 @@ def check_distinct(names: Iterable[tuple[str, str]]) -> None:
 
 def check_scalar_types(names: Any, types: Any) -> list[DataType] | None:
     """Check that each scalar field has a type that a column can have."""
+    if not isinstance(types, (Sequence, type(None))) or isinstance(types, (str, bytes)):
+        raise ConfigurationError(
+            f"scalar_field_types is {types!r}; it must be a list of pymilvus.DataType"
+        )
     if len(names or ()) != len(types or ()):
         raise ConfigurationError(
             f"scalar_field_names has {len(names or ())} names and scalar_field_types "
@@ -261,7 +265,8 @@ def check_timeout(timeout: Any) -> float | None:
     if timeout is None:
         return None
     number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if not number or not 0 < timeout < math.inf:
+    # Locks and event loops cannot wait longer.
+    if not number or not 0 < timeout <= threading.TIMEOUT_MAX:
         raise ConfigurationError(
             f"timeout is {timeout!r}; it must be a number of seconds above 0, or None"
         )

@@ -6,6 +6,7 @@ sent: the store of these tests is nowhere.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import uuid
 
@@ -56,6 +57,15 @@ ARGUMENTS = [
     ("get_nodes", (...,), "node_ids", [*not_a(list, set), [7], [None]]),
     ("get_nodes", (None, ...), "filters", [*not_a(), [FILTER], FILTERS.model_dump()]),
     ("get_nodes", (["a"],), "output_fields", not_a(list, set)),
+    ("get_nodes", (["a"],), "limit", [0, *not_a(int)]),
+    ("get_nodes", (["a"],), "include_embeddings", not_a(bool)),
+    ("count", (...,), "filters", [*not_a(), [FILTER], FILTERS.model_dump()]),
+    ("count", (), "node_ids", [*not_a(list, set), [7], [None]]),
+    ("list_documents", (...,), "filters", [*not_a(), [FILTER], FILTERS.model_dump()]),
+    ("iter_nodes", (...,), "filters", [*not_a(), [FILTER], FILTERS.model_dump()]),
+    ("iter_nodes", (), "batch_size", [0, None, *not_a(int)]),
+    ("iter_nodes", (), "include_embeddings", not_a(bool)),
+    ("iter_nodes", (), "output_fields", not_a(list, set)),
     ("query", (...,), "query", [None, *not_a(), QueryBundle("text"), [QUERY], NODE]),
     ("query_many", (...,), "queries", [None, QUERY, *not_a(list, set, tuple)]),
     ("query_many", (...,), "queries[1]", [[QUERY, None], [QUERY, "text"], (QUERY, NODE)]),
@@ -91,8 +101,19 @@ ARGUMENTS = [
     ),
     ("add", ([NODE],), "force_flush", not_a(bool)),
     ("add", ([NODE],), "show_progress", not_a(bool)),
-    ("get_nodes", (["a"],), "milvus_partition_names", [*not_a(str, list, set), "", [], [None]]),
-    ("get_nodes", (["a"],), "consistency_level", not_a()),
+    *(
+        (operation, arguments, name, values)
+        for operation, arguments in [
+            ("get_nodes", (["a"],)),
+            ("count", ()),
+            ("list_documents", ()),
+            ("iter_nodes", ()),
+        ]
+        for name, values in {
+            "milvus_partition_names": [*not_a(str, list, set), "", [], [None]],
+            "consistency_level": not_a(),
+        }.items()
+    ),
     *(
         (operation, arguments, "timeout", [0, *not_a(int, float)])
         for operation, arguments in [
@@ -101,6 +122,9 @@ ARGUMENTS = [
             ("delete_nodes", (["a"],)),
             ("get_nodes", (["a"],)),
             ("clear", ()),
+            ("count", ()),
+            ("list_documents", ()),
+            ("iter_nodes", ()),
         ]
     ),
 ]
@@ -129,7 +153,11 @@ def store():
 async def refused(call, *arguments, **keywords) -> str:
     """The message of the error that a call ends in."""
     with pytest.raises(MilvusVectorStoreError) as caught:
-        await call(*arguments, **keywords)
+        result = call(*arguments, **keywords)
+        if inspect.isasyncgen(result):
+            await anext(result)
+        else:
+            await result
     # A request would have ended in one.
     assert not isinstance(caught.value, ServerError)
     return str(caught.value)
@@ -173,6 +201,9 @@ async def test_what_of_a_query_is_of_another_type_is_refused_by_name(store, colo
         ("get_nodes", (["a"],), "filter", "filters="),
         ("get_nodes", (["a"],), "ids", "node_ids="),
         ("get_nodes", (["a"],), "partition_name", "milvus_partition_names="),
+        ("count", (), "filter", "filters="),
+        ("list_documents", (), "partition", "milvus_partition_names="),
+        ("iter_nodes", (), "consistency", "consistency_level="),
         ("query", (QUERY,), "filter", "filters= of VectorStoreQuery"),
         ("query", (QUERY,), "filters", "an argument of VectorStoreQuery"),
         ("query", (QUERY,), "output_fields", "an argument of VectorStoreQuery"),
@@ -208,3 +239,28 @@ async def test_what_from_documents_hands_on_is_ignored_with_one_warning(store, c
 async def test_where_one_argument_means_nothing_another_is_refused_all_the_same(store, coloured):
     with pytest.raises(ConfigurationError, match="'milvus_partition_names'"):
         await coloured(store).add([], llm=None, milvus_partition_names=["a"])
+
+
+@pytest.mark.parametrize("name", [*inspect.signature(MilvusVectorStore).parameters][:-1])
+def test_no_value_of_an_argument_escapes_the_checks_of_the_constructor(name):
+    values = [None, *not_a(), [], {}, [[]], {"": {}}, {"a": {"dim": 4, "type": []}}, {"params": 7}]
+    for value in [*values, 10**400, -1, float("nan"), "\ud800", object]:
+        # The arguments without which others have no effect.
+        needed = {"enable_sparse": True, "dim": 4, name: value}
+        try:
+            MilvusVectorStore(**needed)
+        except ConfigurationError as error:
+            assert name.removesuffix("s") in str(error)
+
+
+@pytest.mark.parametrize(
+    "name", ["db_name", "user", "password", "secure", "server_pem_path", "grpc_options", "alias"]
+)
+def test_no_value_of_an_argument_of_the_client_escapes_either(name):
+    for value in [None, *not_a()]:
+        try:
+            store = MilvusVectorStore(**{name: value})
+        except ConfigurationError as error:
+            assert str(error).startswith(f"{name} is a value of type {type(value).__name__}")
+        else:
+            repr(store), store.to_dict()
