@@ -76,6 +76,7 @@ _CLIENT_OPTION_TYPES: dict[str, tuple[TypeAdapter[Any], str]] = {
     "dedicated": (TypeAdapter(bool), "True or False"),
     "grpc_options": (TypeAdapter(dict[str, Any]), "a dictionary"),
     "keep_alive": (TypeAdapter(bool), "True or False"),
+    "option": (TypeAdapter(dict[str, Any]), "a dictionary"),
     "secure": (TypeAdapter(bool), "True or False"),
 }
 

@@ -7,8 +7,10 @@ Three private names: the handler of a client, and the handler's sync and async s
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +20,11 @@ from typing import Any
 
 import pymilvus
 import pytest
+from pymilvus.client.async_grpc_handler import AsyncGrpcHandler
+from pymilvus.client.grpc_handler import GrpcHandler
 
 import llama_index_milvus_async
-from llama_index_milvus_async._wire.address import Address
+from llama_index_milvus_async._wire.address import CLIENT_OPTIONS, Address
 from llama_index_milvus_async._wire.stub import RPCS, Stub, async_handler, blocking_stub
 from llama_index_milvus_async.errors import PymilvusNotSupportedError
 from tests.fixtures import other_pymilvus
@@ -44,6 +48,16 @@ NOT = ("a_script", "each_thousand", "rate_limit", "standalone", "external")
 SECONDS = 300
 
 # The package's side
+
+
+@pytest.mark.parametrize("handler", [GrpcHandler, AsyncGrpcHandler])
+def test_the_constructor_takes_every_argument_that_a_client_reads(handler: type) -> None:
+    """A new one would be refused as unknown."""
+    methods = (getattr(handler, name) for name in ("__init__", "_set_authorization"))
+    read = set(re.findall(r'kwargs\.get\("(\w+)"', "".join(map(inspect.getsource, methods))))
+    assert {"secure", "ca_pem_path", "grpc_options"} <= read
+    # The client itself makes an address of the URI.
+    assert read - {"address", "token", "uri"} <= CLIENT_OPTIONS
 
 
 def sources() -> Iterator[tuple[str, ast.AST]]:

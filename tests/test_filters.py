@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.vector_stores.types import (
     FilterCondition,
     FilterOperator,
@@ -607,6 +609,33 @@ def test_scalar_filters_take_many_forms() -> None:
     expected = '(array_contains(tags, "x"))'
     for given_as in (leaf, leaf.to_dict(), [leaf], [leaf.to_dict()], (leaf.to_dict(),)):
         assert build_expression(collection(), scalar_filters=given_as) == expected
+
+
+def test_scalar_filters_of_the_upstream_plugin_are_understood() -> None:
+    """Its classes have the same names and attributes, and are not imported here."""
+
+    class FilterOperatorFunction(str, Enum):
+        NARRAY_LENGTH = "ARRAY_LENGTH({key}) != {value}"
+
+    class ScalarMetadataFilter(BaseModel):
+        key: str
+        value: int
+        operator: FilterOperatorFunction
+
+    class ScalarMetadataFilters(BaseModel):
+        filters: list[ScalarMetadataFilter]
+        condition: FilterCondition = FilterCondition.NOT
+
+    [operator] = FilterOperatorFunction
+    leaf = ScalarMetadataFilter(key="tags", value=2, operator=operator)
+    expected = {
+        True: "(not (array_length(tags) == 2))",
+        False: "(array_length(tags) == 2)",
+    }
+    for given_as in (leaf, [leaf], leaf.model_dump(), [leaf.model_dump()]):
+        assert build_expression(collection(), scalar_filters=given_as) == expected[True]
+    none_of = ScalarMetadataFilters(filters=[leaf])
+    assert build_expression(collection(), scalar_filters=none_of) == expected[False]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def topics(nodes):
 
 @pytest.mark.parametrize("use_async", [True, False])
 async def test_an_index_is_built_inside_a_running_loop(store, colour, use_async):
-    index = index_of(store, make_documents(), use_async=use_async)
+    # What LlamaIndex does not know it hands on to the store.
+    index = index_of(store, make_documents(), use_async=use_async, llm=None, verbose=True)
     assert stored(store) == chunks_of()
     retriever = index.as_retriever(similarity_top_k=2)
     for question, topic in QUESTIONS.items():

@@ -192,11 +192,14 @@ def check_index_metric(index: Mapping[str, Any], field: VectorField, collection_
     """
     asked = field.asked_metric
     found = str(index.get("metric_type") or asked)
+    index_name = index.get("index_name") or field.name
     if asked is not None and found.upper() != asked.upper():
         raise CollectionError(
             f"Collection {collection_name!r}, index of {field.name!r}: found metric {found}, "
             f"asked for {field.metric_setting(asked)}. Pass {field.metric_setting(found)}, or "
-            "leave the metric out; or drop the index so that it is built anew."
+            "leave the metric out; or have the index built anew: drop it with a MilvusClient, "
+            f"release_collection({collection_name!r}) and drop_index({collection_name!r}, "
+            f"{index_name!r})."
         )
 
 

@@ -32,6 +32,7 @@ CLIENT_OPTIONS = frozenset(inspect.signature(MilvusClient.__init__).parameters) 
     "dedicated",
     "grpc_options",
     "keep_alive",
+    "option",
     "secure",
     "server_name",
     "server_pem_path",
