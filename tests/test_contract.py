@@ -91,7 +91,12 @@ def test_private_names_of_others_are_used_in_two_places() -> None:
     own = set[str]().union(*(other_pymilvus.defined_names(tree) for _, tree in sources()))
     # `_get_connection` is both: pymilvus', and that of the package's subclass.
     foreign = set[str]().union(*ALLOWED.values())
-    used = {path: set(private_names(tree)) for path, tree in sources()}
+    used = {
+        path: set(private_names(tree))
+        for path, tree in sources()
+        # Embedding models of LlamaIndex have their methods for subclasses, which are private.
+        if not path.startswith("_embedding/")
+    }
     of_others = {path: names & foreign | names - own - DOCUMENTED for path, names in used.items()}
     assert {path: names for path, names in of_others.items() if names} == ALLOWED
 
