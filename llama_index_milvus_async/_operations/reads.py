@@ -17,6 +17,7 @@ from .._translation.row_to_node import RowReader
 from ..errors import QueryError
 from .context import Context
 from .ids import check_node_ids, chunks, expressions_of, in_parts
+from .missing_keys import warn_of_missing_keys
 from .pages import read_all, read_some
 from .setup import Ready
 
@@ -56,6 +57,9 @@ async def get_nodes(
                 rows = await read_some(
                     context, layout, expression, reader.fields, options, options.limit
                 )
+        if not rows and filters is not None:
+            keys = _filters.keys_of(filters)
+            await warn_of_missing_keys(context, ready, keys, "a filter compares")
         return await context.backend.convert(rows, reader.node)
 
     return await context.with_ready(read)

@@ -109,6 +109,14 @@ async def test_an_output_field_that_no_row_has(reopen, coloured, caplog):
     assert "'yaer', which output_fields names" in text
 
 
+async def test_reading_by_a_misspelt_key(reopen, coloured, caplog):
+    store = coloured(reopen())
+    assert await store.get_nodes(filters=query("yaer").filters) == []
+    assert await store.get_nodes(["node-1"], filters=query("year", "yaer").filters) == []
+    [text] = warned(caplog)
+    assert "'yaer', which a filter compares" in text
+
+
 async def test_what_finds_something_costs_nothing(reopen, coloured, caplog, recorder):
     store = coloured(reopen(output_fields=["year"]))
     assert len((await store.query(query("year", value=2000))).ids) == 3
