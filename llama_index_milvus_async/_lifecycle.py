@@ -37,8 +37,9 @@ class ConnectedStore(StoreArguments):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        # Now, so that threads which use the store first at the same time share them.
-        self._ready  # noqa: B018
+        # Now, so that threads which use the store first at the same time share them, and that what
+        # other stores write from now on is not taken for what overwrite is to drop.
+        self._ready, self._overwrite  # noqa: B018
 
     # Cached properties as in `StoreArguments`: they are read by every operation.
 
@@ -56,7 +57,9 @@ class ConnectedStore(StoreArguments):
 
     @cached_property
     def _overwrite(self) -> Overwrite:
-        return Overwrite(pending=self.overwrite)
+        if not self.overwrite:
+            return Overwrite(pending=False)
+        return Overwrite(True, self._connections.memory(self.collection_name).writes)
 
     def _set_up(self) -> Ready:
         connections = self._connections
@@ -105,8 +108,8 @@ class ConnectedStore(StoreArguments):
 
         Raises:
             ConfigurationError: `dim` is missing for a new collection, `overwrite` names an alias,
-                Milvus is too old for what the arguments ask, or the URI or a certificate cannot be
-                used.
+                or another store of this process has written what it would drop, Milvus is too old
+                for what the arguments ask, or the URI or a certificate cannot be used.
             CollectionError: The existing collection does not fit the arguments.
             LiteNotInstalledError: The URI is a `.db` path, and Milvus Lite is not installed.
             LiteFileError: Milvus Lite cannot open the path.

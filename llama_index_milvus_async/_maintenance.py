@@ -85,7 +85,8 @@ class MaintainedStore(ConnectedStore):
         Args:
             filters: Metadata filters; all nodes by default.
             batch_size: Most nodes of one page. A page has fewer where they are large.
-            include_embeddings: Whether the nodes carry their embeddings.
+            include_embeddings: Whether the nodes carry their embeddings, those of `dense_fields` in
+                their metadata, so that `add` takes them back.
             output_fields: Fields in place of the store's.
             **kwargs: As for `count`. What was written before the first page is seen as the
                 consistency level says.

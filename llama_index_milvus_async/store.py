@@ -77,8 +77,10 @@ class MilvusVectorStore(MaintainedStore):
             password in it are moved to `token`.
         token: `"user:password"` or an API key.
         collection_name: The collection, or an alias of one.
-        overwrite: Drop an existing collection when the store is made ready. Acts once in the
-            life of this object; copies, unpickled and rebuilt stores never do it.
+        overwrite: Drop an existing collection when the store is made ready: by `connect()`, or by
+            the first operation, which refuses to drop what another store of this process has
+            written meanwhile. Acts once in the life of this object; copies, unpickled and rebuilt
+            stores never do it.
         upsert_mode: `add` replaces the rows of nodes whose id exists. `False` is for first loads:
             a server adds faster, and keeps two rows of an id that is added twice.
         collection_properties: Properties such as `{"collection.ttl.seconds": 3600}`, set where
@@ -256,6 +258,9 @@ class MilvusVectorStore(MaintainedStore):
     def delete(self, ref_doc_id: str | list[str], **delete_kwargs: Any) -> None:
         """Delete every node of a document, or of several. Blocks.
 
+        A document that was added whole, as one node without a source document, is deleted by the
+        id of that node.
+
         Args:
             ref_doc_id: The id of the document, or a list of ids.
             **delete_kwargs: `milvus_partition_name` (str), to delete within one partition only;
@@ -323,12 +328,13 @@ class MilvusVectorStore(MaintainedStore):
                 node.
             **kwargs: `milvus_partition_names` (str or list); `consistency_level` (str);
                 `timeout` (float), seconds for each RPC, the store's where it is `None`;
-                `output_fields` (list), fields in place of the store's; and `limit` (int), most
-                nodes, the first ones of the order below.
+                `output_fields` (list), fields in place of the store's; `include_embeddings` (bool),
+                `False` to leave out the embeddings that `output_fields` does not name; and `limit`
+                (int), most nodes, the first ones of the order below.
 
         Returns:
             The nodes, in the order of `node_ids`, or else of the primary key. They carry their
-            embeddings where the output fields name `embedding_field`.
+            embeddings, those of `dense_fields` in their metadata, so that `add` takes them back.
 
         Raises:
             ConfigurationError: A keyword argument is unknown or not allowed.

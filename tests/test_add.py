@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import logging
@@ -28,7 +29,7 @@ from llama_index_milvus_async.errors import (
 )
 from tests.fixtures.recorder import Call, Recorder
 from tests.fixtures.stores import collection_name, make_nodes
-from tests.test_rows import CARRIED, KINDS, bare
+from tests.test_rows import CARRIED, KINDS
 
 DIM = 2
 
@@ -91,7 +92,7 @@ async def test_every_kind_of_node_comes_back_equal(store, coloured, prefix):
     await coloured(store).add(nodes)
     stored = await coloured(store).get_nodes(ids(nodes))
     assert [type(node) for node in stored] == [type(node) for node in nodes]
-    assert stored == [bare(node) for node in nodes]
+    assert stored == nodes
 
 
 async def test_values_come_back_as_json_carries_them(store, coloured, prefix):
@@ -217,8 +218,8 @@ async def test_the_ids_come_back_in_the_order_of_the_nodes(sibling, coloured, pr
     assert await coloured(sibling(batch_size=batch_size)).add(nodes) == ids(nodes)
 
 
-async def test_with_upsert_mode_a_repeated_add_replaces(sibling, raw, coloured, prefix):
-    coloured = coloured(sibling(upsert_mode=True))
+async def test_a_repeated_add_replaces(store, raw, coloured, prefix):
+    coloured = coloured(store)
     first, other = nodes_of(prefix, 2, kept="old", gone=prefix)
     await coloured.add([first, other])
     second = first.model_copy(
@@ -232,17 +233,15 @@ async def test_with_upsert_mode_a_repeated_add_replaces(sibling, raw, coloured, 
     assert await coloured.add([second]) == [first.node_id]
 
     assert count(raw, coloured.store, [first.node_id]) == 1
-    (stored,) = await coloured.get_nodes([first.node_id], output_fields=["embedding"])
+    (stored,) = await coloured.get_nodes([first.node_id])
     assert stored == second
     # What filters see was replaced as well: a key that is gone matches no more.
     gone = MetadataFilters(filters=[MetadataFilter(key="gone", value=prefix)])
     assert ids(await coloured.get_nodes(filters=gone)) == [other.node_id]
 
 
-async def test_with_upsert_mode_an_id_twice_in_one_call_is_one_row(
-    sibling, raw, coloured, prefix, caplog
-):
-    coloured = coloured(sibling(upsert_mode=True))
+async def test_an_id_twice_in_one_call_is_one_row(store, raw, coloured, prefix, caplog):
+    coloured = coloured(store)
     (node,) = nodes_of(prefix, 1)
     await coloured.add([node])
     await coloured.add([node, node.model_copy(update={"text": "the last"})])
@@ -252,12 +251,43 @@ async def test_with_upsert_mode_an_id_twice_in_one_call_is_one_row(
     assert stored.get_content() == "the last"
 
 
-async def test_without_upsert_mode_a_server_keeps_both_rows(store, raw, engine, coloured, prefix):
+async def test_of_an_id_in_calls_that_share_an_rpc_the_last_wins(store, raw, prefix):
+    await store.aconnect()
+    versions = [nodes_of(prefix, 2, version=i) for i in range(20)]
+    before = store.stats()["insert"].rpcs
+    added = await asyncio.gather(*(store.async_add(nodes) for nodes in versions))
+    assert store.stats()["insert"].rpcs == before + 1
+    assert added == [ids(nodes) for nodes in versions]
+    assert count(raw, store, ids(versions[0])) == 2
+    assert await store.aget_nodes(ids(versions[0])) == versions[-1]
+
+
+async def test_without_upsert_mode_a_server_keeps_both_rows(
+    store, sibling, raw, engine, coloured, prefix
+):
     (node,) = nodes_of(prefix, 1)
-    await coloured(store).add([node])
-    await coloured(store).add([node])
+    loading = coloured(sibling(upsert_mode=False))
+    await loading.add([node])
+    await loading.add([node])
     # Milvus Lite has one row for each primary key, whatever is asked of it.
     assert count(raw, store, [prefix + "-0"]) == (1 if engine.is_lite else 2)
+    await coloured(store).add([node])
+    assert count(raw, store, [prefix + "-0"]) == 1
+
+
+async def test_an_id_belongs_to_its_partition_on_a_server(
+    store, raw, engine, coloured, colour, prefix
+):
+    (node,) = nodes_of(prefix, 1)
+    partition = f"other_{colour}"
+    raw.create_partition(store.collection_name, partition)
+    await coloured(store).add([node])
+    await coloured(store).add([node], milvus_partition_name=partition)
+    # On Milvus Lite it belongs to the collection: the row has moved.
+    left = await coloured(store).get_nodes(
+        filters=MetadataFilters(filters=[]), milvus_partition_names="_default"
+    )
+    assert ids(left).count(node.node_id) == (0 if engine.is_lite else 1)
 
 
 async def test_an_empty_list_of_nodes_is_no_rpc(coloured):
@@ -425,7 +455,7 @@ async def test_metadata_fills_its_scalar_columns_and_comes_back(
     )
     assert {name: row[name] for name in SCALARS} == scalars()
     (stored,) = await coloured(scalar_store).get_nodes([node.node_id])
-    assert stored == bare(node)
+    assert stored == node
 
 
 async def test_values_that_json_carries_fill_scalar_columns(scalar_store, raw, coloured, prefix):

@@ -20,7 +20,7 @@ from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async.errors import NodeError
 from tests.fixtures.engines import Engine
 from tests.fixtures.stores import Coloured, collection_name
-from tests.test_rows import NOT_CARRIED, bare
+from tests.test_rows import NOT_CARRIED
 
 DIM = 2
 VARCHAR_BYTES = 65_535
@@ -189,7 +189,7 @@ async def test_a_text_of_the_largest_size_is_stored_and_one_byte_more_is_not(
 ):
     largest = good("largest", text=filled(letter, VARCHAR_BYTES))
     await coloured(store).add([largest])
-    assert await coloured(store).get_nodes(["largest"]) == [bare(largest)]
+    assert await coloured(store).get_nodes(["largest"]) == [largest]
     with pytest.raises(NodeError, match=f"{VARCHAR_BYTES + 1} bytes"):
         await coloured(store).add([good("larger", text=filled(letter, VARCHAR_BYTES + 1))])
     await coloured(store).delete_nodes(["largest"])
@@ -201,7 +201,7 @@ async def test_a_very_long_id_is_stored_and_found_and_deleted(store, coloured, l
     # The id is part of the serialized node as well, which leaves it a little less than a column.
     node = good(filled(letter, 65_000))
     await coloured(store).add([node])
-    assert await coloured(store).get_nodes([node.node_id]) == [bare(node)]
+    assert await coloured(store).get_nodes([node.node_id]) == [node]
     await coloured(store).delete_nodes([node.node_id])
     assert await coloured(store).get_nodes([node.node_id]) == []
 
@@ -307,7 +307,7 @@ async def check_limit(
 
     largest = make(value, pad)
     await store.add([largest])
-    assert await store.get_nodes(["largest"]) == [bare(largest)]
+    assert await store.get_nodes(["largest"]) == [largest]
     assert await found(value, pad + 1) == limit + 1
 
     (row,) = raw.query(

@@ -20,6 +20,7 @@ from llama_index_milvus_async._operations.pages import ROWS_PER_PAGE
 from llama_index_milvus_async._transport.limits import MAX_IDS
 from llama_index_milvus_async.errors import (
     CollectionError,
+    ConfigurationError,
     QueryError,
     ServerError,
 )
@@ -143,10 +144,39 @@ async def test_getting_without_ids_and_filters_is_an_error(store):
         await store.get_nodes()
 
 
-async def test_nodes_carry_their_embeddings_when_the_output_fields_name_them(store, prefix):
+async def test_nodes_carry_their_embeddings_unless_they_are_left_out(store, prefix):
     nodes = nodes_of(prefix, 8)
-    assert await store.get_nodes(ids(nodes), output_fields=["embedding"]) == nodes
-    assert [node.embedding for node in await store.get_nodes(ids(nodes))] == [None] * 8
+    for fields in (None, [], ["embedding"], ["parity"]):
+        options = {} if fields is None else {"output_fields": fields}
+        assert await store.get_nodes(ids(nodes), **options) == nodes
+        read = await store.get_nodes(ids(nodes), include_embeddings=False, **options)
+        if fields == ["embedding"]:
+            assert read == nodes
+        else:
+            assert [node.embedding for node in read] == [None] * 8
+    found = await store.get_nodes(filters=where(test=prefix))
+    assert {node.node_id: node for node in found} == {node.node_id: node for node in nodes}
+    with pytest.raises(ConfigurationError, match="include_embeddings is 'perhaps'"):
+        await store.get_nodes(ids(nodes), include_embeddings="perhaps")
+
+
+async def test_what_is_read_can_be_written(store, prefix):
+    """The recipe for changed metadata, llama_index#17520: nothing is lost on the way."""
+    read = await store.get_nodes(filters=where(test=prefix))
+    for node in read:
+        node.metadata["changed"] = True
+    await store.delete_nodes(ids(read))
+    await store.add(read)
+    nodes = nodes_of(prefix, 8)
+    for node in nodes:
+        node.metadata["changed"] = True
+    assert await store.get_nodes(ids(nodes)) == nodes
+    found = await store.query(
+        VectorStoreQuery(
+            query_embedding=nodes[3].embedding, similarity_top_k=8, filters=where(test=prefix)
+        )
+    )
+    assert sorted(found.ids) == ids(nodes)
 
 
 async def test_the_output_fields_of_the_store_are_the_default(
@@ -161,7 +191,7 @@ async def test_the_output_fields_of_the_store_are_the_default(
     asked = [f"{prefix}-0"]
     (with_embedding,) = await store.get_nodes(asked)
     assert with_embedding == nodes_of(prefix, 1)[0]
-    (without,) = await store.get_nodes(asked, output_fields=[])
+    (without,) = await store.get_nodes(asked, include_embeddings=False, output_fields=[])
     assert without.embedding is None
 
 
@@ -178,6 +208,33 @@ async def test_delete_takes_a_list_of_documents(store, shared, prefix):
     await shared.async_add(third)
     await store.delete([f"{prefix} doc 0", "no such document", f"{prefix} doc 2"])
     assert await left(store, prefix) == [4, 5, 6, 7]
+
+
+async def test_delete_removes_a_document_that_was_added_whole(store, prefix):
+    """It has no source document; a passage that happens to have the id of a document has one."""
+    whole = [
+        TextNode(id_=f"{prefix}-{i}", text="whole", embedding=[0.5, 0.5], metadata={"test": prefix})
+        for i in (8, 9)
+    ]
+    await store.add(whole)
+    await store.delete(f"{prefix}-3")  # the id of a passage
+    await store.delete("None")  # what is stored of nodes without a source document
+    assert await left(store, prefix) == [*range(10)]
+    await store.delete([whole[0].node_id, f"{prefix} doc 1"])
+    assert await left(store, prefix) == [0, 1, 2, 3, 9]
+
+
+async def test_a_whole_document_is_deleted_within_its_partition(shared, store, raw, colour, prefix):
+    partition = f"whole_{colour}"
+    raw.create_partition(shared.collection_name, partition)
+    whole, other = (
+        TextNode(id_=f"{prefix}-{i}", text="whole", embedding=[0.5, 0.5], metadata={"test": prefix})
+        for i in (8, 9)
+    )
+    await store.add([whole], milvus_partition_name=partition)
+    await store.add([other])
+    await store.delete([whole.node_id, other.node_id], milvus_partition_name=partition)
+    assert await left(store, prefix) == [*range(8), 9]
 
 
 async def test_deleting_what_is_not_there_deletes_nothing(store, prefix):
@@ -318,9 +375,7 @@ def nasty_nodes(prefix: str = "") -> list[TextNode]:
 async def test_whatever_is_in_an_id_only_its_own_node_is_read_and_deleted(make_store, coloured):
     store = coloured(make_store(dim=DIM))
     assert await store.add(nasty_nodes()) == NASTY_IDS
-    assert await store.get_nodes(NASTY_IDS) == [
-        node.model_copy(update={"embedding": None}) for node in nasty_nodes()
-    ]
+    assert await store.get_nodes(NASTY_IDS) == nasty_nodes()
     for nasty in NASTY_IDS:
         # "Strong" would wait for the next tick, and the read above has waited already.
         found = await store.get_nodes([nasty], consistency_level="Eventually")

@@ -18,6 +18,7 @@ from ..errors import CollectionError
 from .context import Context
 from .ids import check_node_ids, expressions_of
 from .pages import Pages, count_rows
+from .reads import fields_to_read
 from .setup import Ready
 
 #: Rows of a page of `list_documents`, which have no more than two ids.
@@ -85,7 +86,9 @@ class NodeIteration:
         pages, reader = self._pages, self._reader
         if pages is None or reader is None or pages.layout is not ready.layout:
             # At the beginning, and where the collection has changed.
-            reader = self._reader = RowReader(ready.layout, self._fields(context, ready.layout))
+            named, include = self._output_fields, self._include_embeddings
+            fields = fields_to_read(context, ready.layout, named, include)
+            reader = self._reader = RowReader(ready.layout, fields)
             [expression] = expressions_of(ready.layout, None, self._filters)
             pages = Pages(
                 context,
@@ -101,13 +104,6 @@ class NodeIteration:
         nodes = await context.backend.convert(await pages.next(), reader.node)
         self._last = pages.last
         return nodes
-
-    def _fields(self, context: Context, layout: Layout) -> list[str]:
-        named = self._output_fields
-        fields = list(context.options.output_fields if named is None else named)
-        if self._include_embeddings and layout.embedding_field:
-            fields.append(layout.embedding_field)
-        return fields
 
 
 async def next_page(context: Context, iteration: NodeIteration) -> list[BaseNode]:

@@ -44,8 +44,9 @@ async def get_nodes(
         return []
 
     async def read(ready: Ready) -> list[BaseNode]:
-        layout, named = ready.layout, options.output_fields
-        reader = RowReader(layout, context.options.output_fields if named is None else named)
+        layout = ready.layout
+        named, include = options.output_fields, options.include_embeddings
+        reader = RowReader(layout, fields_to_read(context, layout, named, include))
         rows: Sequence[Row]
         if node_ids is not None:
             rows = await _read_by_ids(context, layout, node_ids, filters, reader.fields, options)
@@ -63,6 +64,14 @@ async def get_nodes(
         return await context.backend.convert(rows, reader.node)
 
     return await context.with_ready(read)
+
+
+def fields_to_read(
+    context: Context, layout: Layout, named: Sequence[str] | None, include_embeddings: bool
+) -> list[str]:
+    """The fields of a read: those that are named, and all vectors that `add` takes from a node."""
+    fields = context.options.output_fields if named is None else named
+    return [*fields, *layout.dense_fields] if include_embeddings else list(fields)
 
 
 async def _read_by_ids(

@@ -71,9 +71,15 @@ class Ready:
 
 @dataclass
 class Overwrite:
-    """Whether the collection has still to be dropped, which happens once in a store's life."""
+    """Whether the collection has still to be dropped, which happens once in a store's life.
+
+    Attributes:
+        pending: Whether it has.
+        writes: What this process had written to the collection when the store was built.
+    """
 
     pending: bool
+    writes: int = 0
 
 
 async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Overwrite) -> Ready:
@@ -86,7 +92,8 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
 
     Raises:
         CollectionError: The existing collection does not fit.
-        ConfigurationError: `dim` is missing for a new collection.
+        ConfigurationError: `dim` is missing for a new collection, or the collection that is to be
+            dropped has rows that were written since the store was built.
     """
     name = settings.collection_name
     engine = Engine.parse(await backend.server_version())
@@ -98,7 +105,7 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
         for field in settings.vectors if settings.create_index else ():
             new_index(field, engine)  # Raises before the collection what would fail after it.
     if description is not None and overwrite.pending:
-        await _drop(backend, settings, description)
+        await _drop(backend, settings, description, overwrite)
         description = None
     # Not earlier: after a failure the next attempt has to refuse, or to drop, again.
     overwrite.pending = False
@@ -126,7 +133,10 @@ def _schema_of(description: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 async def _drop(
-    backend: Backend, settings: CollectionSettings, description: Mapping[str, Any]
+    backend: Backend,
+    settings: CollectionSettings,
+    description: Mapping[str, Any],
+    overwrite: Overwrite,
 ) -> None:
     name = settings.collection_name
     if description["collection_name"] != name:
@@ -135,6 +145,13 @@ async def _drop(
             "name the collection itself to overwrite it"
         )
     new_schema(settings)  # Raises before the drop what would fail after it.
+    if backend.count_writes(name) > overwrite.writes:
+        raise ConfigurationError(
+            f"overwrite=True: another store of this process has written to the collection {name!r} "
+            "since this store was built, and its rows would be dropped. overwrite acts at the "
+            "first operation: call connect() (or aconnect()) right after building the store to "
+            "drop what is there then, or build it without overwrite to keep the rows"
+        )
     await _change(
         lambda: backend.drop_collection(name),
         lambda: backend.describe_collection(name),

@@ -199,7 +199,7 @@ async def delete(context: Context, doc_ids: str | Sequence[str], options: Delete
 
     async def remove(ready: Ready) -> None:
         layout = ready.layout
-        select = partial(_filters.doc_ids_expression, layout)
+        select = partial(_filters.documents_expression, layout)
         partition = options.milvus_partition_name
         if partition is not None and not layout.engine.deletes_within_partition:
             await _delete(context, layout, [select(chunk) for chunk in chunks(wanted)], options)

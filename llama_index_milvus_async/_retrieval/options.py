@@ -95,12 +95,18 @@ class GetOptions(ReadOptions):
     Attributes:
         output_fields: Fields to fetch beside the node, in place of the store's.
         limit: Most nodes; all by default.
+        include_embeddings: Fetch the dense vectors of the nodes as well.
     """
 
     parameters: ClassVar[Collection[str]] = ("node_ids", "filters")
 
     output_fields: Sequence[str] | None = None
     limit: int | None = None
+    include_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("include_embeddings", self.include_embeddings)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ..errors import FilterError
 from ..filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
 from .expressions import (
     INTEGER,
+    MAX_INTEGER,
     Expr,
     Scalar,
     all_of,
@@ -36,7 +37,7 @@ from .expressions import (
     literal,
 )
 from .keys import target_of
-from .layout import Layout
+from .layout import NO_DOC_ID, Layout
 from .targets import Target
 
 
@@ -154,6 +155,41 @@ def doc_ids_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
     if layout.doc_id_field == layout.primary_key:
         return ids_expression(layout, values)
     return _rendered(layout, target_of(layout, layout.doc_id_field).one_of(values, True))
+
+
+def documents_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
+    """Match the nodes of these documents, and the documents that were added whole.
+
+    The latter are nodes of these ids without a source document; a passage of that id is not.
+
+    Raises:
+        FilterError: The collection does not store ids of documents, or an id is not text.
+    """
+    # What rows without a source document have in the place of its id is no document.
+    sources = [each for each in doc_ids if each != NO_DOC_ID]
+    passages = doc_ids_expression(layout, sources)
+    assert layout.doc_id_field is not None
+    keys = [each for each in doc_ids if _can_be_key(layout, each)]
+    if not keys:
+        return passages
+    source = target_of(layout, layout.doc_id_field)
+    whole = all_of(
+        [
+            ids_expression(layout, keys),
+            any_of([source.one_of([NO_DOC_ID], True), source.empty(True)]),
+        ]
+    )
+    return _rendered(layout, any_of([passages, whole] if sources else [whole]))
+
+
+def _can_be_key(layout: Layout, doc_id: str) -> bool:
+    """Whether a node of this id may have been added."""
+    if layout.auto_id:
+        return False  # its keys are numbers of rows, which mean nothing beside ids of documents
+    if not layout.integer_ids:
+        return True
+    number = int(doc_id) if INTEGER.fullmatch(doc_id) else None
+    return str(number) == doc_id and abs(number or 0) <= MAX_INTEGER
 
 
 def everything_expression(layout: Layout) -> str:

@@ -165,6 +165,10 @@ class Backend(ABC):
         """Tell what a collection is really called, and whether its users need locks."""
         self._transport.session.note_collection(name, real_name, locks=locks)
 
+    def count_writes(self, name: str) -> int:
+        """How many writes to a collection this process has had acknowledged."""
+        return self._transport.session.memory(name).writes
+
     def count_unflushed_rows(self, name: str, count: int) -> None:
         """Tell that rows were written to Milvus Lite, which searches unflushed ones slowly."""
         memory = self._transport.session.memory(name)

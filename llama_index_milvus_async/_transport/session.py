@@ -40,17 +40,20 @@ class CollectionMemory:
         deleted_at: When something was last deleted, by the clock of `time.monotonic`.
         locks: Who may use it at the same time, `None` where the engine does not care.
         unflushed_rows: Rows that were written since the last flush; counted on Milvus Lite only.
+        writes: How many inserts and upserts Milvus has acknowledged.
     """
 
     last_write: int = 0
     deleted_at: float = -math.inf
     locks: CollectionLocks | None = None
     unflushed_rows: int = 0
+    writes: int = 0
 
     def note_write(self, timestamp: int) -> None:
         """Remember an insert or upsert."""
         with _writing:
             self.last_write = max(self.last_write, timestamp)
+            self.writes += 1
 
     def note_delete(self) -> None:
         """Remember a delete, which may have happened although it failed."""

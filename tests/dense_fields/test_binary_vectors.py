@@ -87,9 +87,10 @@ async def test_bits_come_back_exactly(bits, coloured):
     assert len(result.nodes) == len(nodes)
     for node in result.nodes:
         assert node == nodes[int(node.node_id.split("-")[1])]
-    nodes = await coloured(bits).get_nodes(filters=EVERYTHING, output_fields=["bits"])
+    nodes = await coloured(bits).get_nodes(filters=EVERYTHING)
     assert {node.node_id: node for node in nodes} == {node.node_id: node for node in make_bits()}
-    assert (await coloured(bits).get_nodes(["node-3"]))[0].embedding is None
+    (without,) = await coloured(bits).get_nodes(["node-3"], include_embeddings=False)
+    assert without.embedding is None
 
 
 @standalone

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo
+from llama_index.core.vector_stores.types import MetadataFilters
 from pymilvus import DataType
 
 from llama_index_milvus_async import (
@@ -79,11 +80,32 @@ async def test_embeddings_are_kept_out_of_the_relationships(make_store, raw):
 
 
 @lite
-async def test_a_node_comes_back_without_its_embeddings(store, coloured):
+async def test_a_hit_comes_without_its_embeddings(store, coloured):
     result = await coloured(store).query(query_for())
     assert result.nodes == [bare(BY_ID[node_id]) for node_id in result.ids]
-    nodes = await coloured(store).get_nodes(["node-5", "node-2"])
-    assert nodes == [bare(BY_ID["node-5"]), bare(BY_ID["node-2"])]
+
+
+@lite
+async def test_a_node_is_read_with_every_embedding_unless_they_are_left_out(store, coloured):
+    wanted = [BY_ID["node-5"], BY_ID["node-2"]]
+    assert await coloured(store).get_nodes(["node-5", "node-2"]) == wanted
+    nodes = await coloured(store).get_nodes(["node-5", "node-2"], include_embeddings=False)
+    assert nodes == [bare(node) for node in wanted]
+
+
+@lite
+async def test_what_is_read_can_be_written(make_store, coloured):
+    store = coloured(make_store(dense_fields=FIELDS))
+    await store.add(make_collection())
+    everything = MetadataFilters(filters=[])
+    read = await store.get_nodes(filters=everything)
+    await store.clear()
+    await store.add(read)
+    again = await store.get_nodes(filters=everything)
+    assert {node.node_id: node for node in again} == BY_ID
+    for field in ("embedding", "image", "title"):
+        found = await store.query(query_for(field))
+        assert found.ids == best_first(field, QUERIES[field], 10)[0]
 
 
 @lite
@@ -97,10 +119,9 @@ async def test_the_caller_s_nodes_stay_as_they_were(make_store, coloured):
 @lite
 async def test_named_embeddings_come_in_the_metadata_exactly(store, coloured):
     store = coloured(store)
-    (node,) = await store.get_nodes(["node-4"], output_fields=["image"])
-    assert node == bare(BY_ID["node-4"], image=IMAGES[4])
-    (node,) = await store.get_nodes(["node-4"], output_fields=["title", "embedding", "image"])
-    assert node == BY_ID["node-4"]
+    for fields in (["image"], ["title", "embedding", "image"]):
+        (node,) = await store.get_nodes(["node-4"], output_fields=fields)
+        assert node == BY_ID["node-4"]
     result = await store.query(query_for(output_fields=["title", "image"]))
     for node in result.nodes:
         assert node.embedding is None
@@ -120,7 +141,7 @@ async def test_the_store_s_output_fields_name_embeddings_for_every_read(
         BY_ID[node_id] for node_id in best_first("embedding", QUERIES["embedding"], 10)[0]
     ]
     assert await store.get_nodes(["node-7"]) == [BY_ID["node-7"]]
-    (node,) = await store.get_nodes(["node-7"], output_fields=[])
+    (node,) = await store.get_nodes(["node-7"], include_embeddings=False, output_fields=[])
     assert node == bare(BY_ID["node-7"])
 
 

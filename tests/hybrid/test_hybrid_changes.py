@@ -174,3 +174,23 @@ async def test_the_nodes_of_one_query_are_made_in_slices(make_store, monkeypatch
     ticking.cancel()
     assert len(result.ids) == len(seen) == 300
     assert len(set(seen)) > 30
+
+
+@lite
+@pytest.mark.parametrize("dense", [True, False], ids=["hybrid", "sparse only"])
+async def test_what_is_read_can_be_written(make_store, coloured, dense):
+    """Sparse vectors are computed anew of the text that comes back."""
+    store = coloured(make_store(enable_sparse=True, enable_dense=dense, dim=8 if dense else None))
+    nodes = make_nodes(3)
+    for node, text in zip(nodes, ["apple birch", "birch cedar", "cedar daisy"], strict=True):
+        node.text = text
+    await store.add(nodes)
+    read = await store.get_nodes([node.node_id for node in nodes])
+    assert [node.embedding for node in read] == [
+        node.embedding if dense else None for node in nodes
+    ]
+    await store.delete_nodes([node.node_id for node in nodes])
+    await store.add(read)
+    result = await store.query(query_for(SPARSE, query_str="birch"))
+    assert sorted(result.ids) == ["node-0", "node-1"]
+    assert await store.get_nodes([node.node_id for node in nodes]) == read

@@ -207,12 +207,37 @@ def test_copies_of_a_store_never_overwrite(reopen):
             assert ids_in(copied) == before
 
 
-async def test_overwrite_acts_at_the_first_use_of_the_original_after_its_copies(make_store):
+async def test_overwrite_does_not_drop_what_was_written_since_the_store_was_built(
+    make_store, coloured
+):
+    before = make_store()
+    name = before.collection_name
+    before.add(make_nodes(1, prefix="before"))
+    store = make_store(collection_name=name, overwrite=True)
+    # Also of another loop, colour, spelling, ...: the process remembers it of the collection.
+    await make_store(collection_name=name).async_add(make_nodes(1, prefix="since"))
+    for operation in (
+        lambda: coloured(store).add(make_nodes(1, prefix="new")),
+        lambda: coloured(store).connect(),
+    ):
+        with pytest.raises(ConfigurationError, match=r"=True: another store.*connect\(\)"):
+            await operation()
+    assert ids_in(before) == ["before-0", "since-0"]
+    # What was written before a store is built, it drops, and what it has written it keeps.
+    again = make_store(collection_name=name, overwrite=True)
+    await coloured(again).connect()
+    await coloured(again).add(make_nodes(1, prefix="new"))
+    await coloured(again).connect()
+    assert ids_in(again) == ["new-0"]
+
+
+async def test_a_copy_counts_as_another_store(make_store):
     store = make_store(overwrite=True)
     with copy.copy(store) as copied:
         copied.add(make_nodes(1, prefix="of-the-copy"))
-    await store.async_add(make_nodes(1, prefix="new"))
-    assert ids_in(store) == ["new-0"]
+        with pytest.raises(ConfigurationError, match="overwrite=True: another store"):
+            await store.aconnect()
+        assert ids_in(copied) == ["of-the-copy-0"]
 
 
 async def test_overwrite_of_a_collection_that_is_not_there_makes_it_and_is_spent(
