@@ -61,6 +61,7 @@ class Contender(ABC):
         top_k: int,
         index: Index = FLAT,
         level: str = "Strong",
+        upsert: bool = True,
     ) -> None:
         self.engine = engine
         self.collection = collection
@@ -68,6 +69,7 @@ class Contender(ABC):
         self.top_k = top_k
         self.index = index
         self.level = level
+        self.upsert = upsert
 
     @property
     def search_config(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class Contender(ABC):
             "index_config": dict(self.index),
             "search_config": self.search_config,
             "consistency_level": self.level,
+            "upsert_mode": self.upsert,
             **CLIENT_OPTIONS,
         }
 
@@ -254,10 +257,17 @@ class Floor(Contender):
             self.sync_client.close()
 
     async def add_one(self, batch: Batch, position: int) -> None:
-        await self.client.insert(self.collection, [batch.rows[position]])
+        await self._write([batch.rows[position]])
 
     def add_one_sync(self, batch: Batch, position: int) -> None:
-        self.sync_client.insert(self.collection, [batch.rows[position]])
+        client = self.sync_client
+        write = client.upsert if self.upsert else client.insert
+        write(self.collection, [batch.rows[position]])
+
+    async def _write(self, rows: list[dict[str, Any]]) -> None:
+        """The same operation as that of the stores."""
+        write = self.client.upsert if self.upsert else self.client.insert
+        await write(self.collection, rows)
 
     async def add_each(self, batch: Batch) -> None:
         await self.add_all(batch)
@@ -267,11 +277,11 @@ class Floor(Contender):
         parts = [batch.rows[start : start + size] for start in range(0, len(batch), size)]
         in_flight = asyncio.Semaphore(self.INSERTS_IN_FLIGHT)
 
-        async def insert(rows: list[dict[str, Any]]) -> None:
+        async def write(rows: list[dict[str, Any]]) -> None:
             async with in_flight:
-                await self.client.insert(self.collection, rows)
+                await self._write(rows)
 
-        await asyncio.gather(*map(insert, parts))
+        await asyncio.gather(*map(write, parts))
 
     async def query_one(self, vector: list[float]) -> Ids:
         return (await self._search([vector]))[0]

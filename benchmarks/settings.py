@@ -14,6 +14,7 @@ WORKLOADS = {
     "queries-big": "concurrent queries on many rows with HNSW",
     "bulk": "one add of 5,000 nodes",
     "bulk-50k": "one add of 50,000 nodes",
+    "inserts": "concurrent adds, and one large add, with upsert_mode=False",
     "lone": "one query or one add at a time, async and sync",
     "mixed": "adds and queries at a fixed arrival rate",
     "load": "latency of queries and of adds at shares of the capacity",

@@ -133,6 +133,7 @@ class Bench:
             "adds-sync": self._sync_adds,
             "bulk": self._bulk,
             "bulk-50k": self._full_bulk,
+            "inserts": self._inserts,
             "queries": self._queries_on_small_collection,
             "queries-big": self._queries_on_big_collection,
             "lone": self._lone_calls,
@@ -166,17 +167,23 @@ class Bench:
         index: Index,
         level: str,
         top_k: int = 0,
+        upsert: bool = True,
     ) -> Contender:
-        return kind(engine, name, self.options.dim, top_k or self.options.top_k, index, level)
+        top_k = top_k or self.options.top_k
+        return kind(engine, name, self.options.dim, top_k, index, level, upsert)
 
     @asynccontextmanager
     async def _fresh(
-        self, classes: Sequence[type[Contender]], engine: Engine, fill: Batch | None = None
+        self,
+        classes: Sequence[type[Contender]],
+        engine: Engine,
+        fill: Batch | None = None,
+        upsert: bool = True,
     ) -> AsyncIterator[list[Contender]]:
         """Contenders with a new collection each, connected and warm."""
         names = [f"bench_{kind.key}_{uuid.uuid4().hex[:8]}" for kind in classes]
         made = [
-            self._new(kind, engine, name, FLAT, "Strong")
+            self._new(kind, engine, name, FLAT, "Strong", upsert=upsert)
             for kind, name in zip(classes, names, strict=True)
         ]
         try:
@@ -283,11 +290,21 @@ class Bench:
     async def _single_adds(self) -> None:
         await self._adds("single_adds", "", self.engine, self.options.rounds)
 
-    async def _adds(self, key: str, suffix: str, engine: Engine, rounds: int) -> None:
+    async def _adds(
+        self, key: str, suffix: str, engine: Engine, rounds: int, upsert: bool = True
+    ) -> None:
         batch = self.batch.part(0, self.options.count)
         title = f"{len(batch):,} concurrent single adds{suffix}"
         workload = self._begin(Workload(key, title, "seconds", len(batch)))
-        await self._add_rounds(workload, engine, batch, "add_each", rounds)
+        await self._add_rounds(workload, engine, batch, "add_each", rounds, upsert=upsert)
+
+    async def _inserts(self) -> None:
+        rounds, suffix = self.options.rounds, ", upsert_mode=False"
+        await self._adds("single_inserts", suffix, self.engine, rounds, upsert=False)
+        batch = self.batch.part(0, self.options.bulk)
+        title = f"one add of {len(batch):,} nodes{suffix}"
+        workload = self._begin(Workload("bulk_insert", title, "seconds", len(batch)))
+        await self._add_rounds(workload, self.engine, batch, "add_all", rounds, upsert=False)
 
     async def _bulk(self) -> None:
         await self._one_add("bulk_add", self.batch.part(0, self.options.bulk), self.options.rounds)
@@ -317,10 +334,11 @@ class Bench:
         method: str,
         rounds: int,
         on_loop: bool = True,
+        upsert: bool = True,
     ) -> None:
         async def run(classes: list[type[Contender]], _number: int) -> Round:
             result: Round = {}
-            async with self._fresh(classes, engine) as made:
+            async with self._fresh(classes, engine, upsert=upsert) as made:
                 for each in made:
                     if not on_loop:
                         await self._warm_sync(each)
