@@ -117,10 +117,11 @@ def check_client_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def check_uri(uri: Any) -> str:
     """Check that a URI is an address or a path of Milvus Lite."""
     # pymilvus refuses pathlib.Path with a message about something else.
-    text = str(uri)
+    text = "" if uri is None else str(uri)
     if not text:
         raise ConfigurationError(
-            'uri is empty; pass a server\'s address such as "http://localhost:19530", or a path '
+            f"uri is {'None' if uri is None else 'empty'}; pass a server's address such as "
+            '"http://localhost:19530", or a path '
             'that ends in ".db"'
         )
     is_file = text.endswith(".db")

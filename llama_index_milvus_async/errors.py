@@ -138,7 +138,10 @@ def store_closed() -> StoreClosedError:
 
 
 class LiteNotInstalledError(MilvusVectorStoreError, ImportError):
-    """The URI names a local file, and Milvus Lite is not installed."""
+    """The URI names a local file, and Milvus Lite is not installed, too old or broken.
+
+    The message says which of these, and `__cause__` is what its import raised.
+    """
 
 
 class PymilvusNotSupportedError(MilvusVectorStoreError, ImportError):
@@ -186,9 +189,10 @@ class CertificateError(UnreachableError):
 
 
 class LiteFileError(UnreachableError):
-    """Milvus Lite cannot open the `.db` path: another process has it open, or it is a file.
+    """Milvus Lite cannot open the `.db` path.
 
-    Milvus Lite 3 keeps a folder there; a database of Milvus Lite 2 is a file.
+    The folder above it is missing, another process has it open, or it is a file: Milvus Lite 3
+    keeps a folder there, and a database of Milvus Lite 2 is a file.
     """
 
 

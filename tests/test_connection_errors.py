@@ -94,15 +94,52 @@ async def assert_no_connection(store, kind, *fragments):
 async def test_a_refused_port(coloured):
     uri = f"http://127.0.0.1:{free_port()}"
     await assert_no_connection(
-        coloured(new_store(uri)), UnreachableError, f"no connection to {uri}"
+        coloured(new_store(uri)),
+        UnreachableError,
+        f"no connection to {uri}: nothing listens at {uri[7:]} (Connection refused)",
     )
 
 
 async def test_a_host_that_does_not_resolve(coloured):
     uri = "http://no-such-host.invalid:19530"
     await assert_no_connection(
-        coloured(new_store(uri)), UnreachableError, f"no connection to {uri}"
+        coloured(new_store(uri)),
+        UnreachableError,
+        f"no connection to {uri}: the name of the host in {uri[7:]!r} is not known",
     )
+
+
+async def test_a_server_without_tls(lite_server, coloured):
+    uri = lite_server.uri.replace("http", "https")
+    told = f"does not speak TLS; write {lite_server.uri!r}"
+    await assert_no_connection(coloured(new_store(uri)), UnreachableError, told)
+
+
+async def test_a_database_that_does_not_exist(engine, coloured):
+    store = coloured(new_store(engine.uri, token=engine.token, db_name="nodb", timeout=10))
+    with pytest.raises(ServerError) as caught:
+        await store.connect()
+    assert "db_name 'nodb' does not exist. Create it" in str(caught.value)
+    assert "create_database('nodb')" in str(caught.value)
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda store, name: store.add(make_nodes(1), milvus_partition_name=name),
+        lambda store, name: store.delete("doc-0", milvus_partition_name=name),
+        lambda store, name: store.delete_nodes(["node-0"], milvus_partition_name=name),
+        lambda store, name: store.query(query(), milvus_partition_names=[name]),
+        lambda store, name: store.get_nodes(["node-0"], milvus_partition_names=[name]),
+    ],
+    ids=["add", "delete", "delete nodes", "query", "get"],
+)
+async def test_a_partition_that_does_not_exist(shared, coloured, operation):
+    with pytest.raises(ServerError) as caught:
+        await operation(coloured(shared), "nowhere")
+    assert "partition 'nowhere' does not exist. Create it" in str(caught.value)
+    assert "create_partition(store.collection_name, 'nowhere')" in str(caught.value)
 
 
 async def test_a_server_that_never_answers(black_hole, coloured):
@@ -232,7 +269,8 @@ async def test_a_missing_folder_is_told_and_nothing_is_made(tmp_path, coloured):
     with pytest.raises(LiteFileError) as caught:
         await store.query(query())
     assert str(path) in str(caught.value)
-    assert "folder must exist" in str(caught.value)
+    assert f"the folder {str(path.parent)!r} does not exist; make it" in str(caught.value)
+    assert "process" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     path.parent.mkdir()
     assert (await store.query(query())).ids == []
@@ -242,7 +280,7 @@ async def test_a_missing_folder_is_told_and_nothing_is_made(tmp_path, coloured):
 async def test_the_client_of_a_path_that_cannot_be_opened_is_told(tmp_path):
     pytest.importorskip("milvus_lite")
     store = new_store(str(tmp_path / "missing" / "milvus.db"))
-    with pytest.raises(LiteFileError, match="folder must exist"):
+    with pytest.raises(LiteFileError, match="does not exist; make it"):
         _ = store.aclient
     await store.aclose()
 
@@ -288,8 +326,9 @@ async def test_a_file_in_use_by_another_process_is_told(lite_path, coloured):
             with pytest.raises(LiteFileError) as caught:
                 await store.query(query())
         assert lite_path in str(caught.value)
-        assert "one process at a time" in str(caught.value)
-        assert "run a server for both" in str(caught.value)
+        assert "another process has it open" in str(caught.value)
+        assert f"milvus-lite server --data-dir {lite_path}" in str(caught.value)
+        assert "folder" not in str(caught.value)
         assert isinstance(caught.value, UnreachableError)
         holder.stdin.close()
         holder.wait()
@@ -312,14 +351,56 @@ async def test_milvus_lite_that_is_not_installed_is_told_with_the_extra(
     lite_path, coloured, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "milvus_lite", None)  # makes the import fail
+    monkeypatch.delitem(sys.modules, "milvus_lite.server_manager", raising=False)
     store = coloured(new_store(lite_path))
     with pytest.raises(LiteNotInstalledError) as caught:
         await store.query(query())
     assert isinstance(caught.value, ImportError)
-    assert 'pip install "llama-index-milvus-async[lite]"' in str(caught.value)
+    assert 'it is not installed. Run `pip install "llama-index-milvus-async[lite]"`' in str(
+        caught.value
+    )
     assert "http://localhost:19530" in str(caught.value)
     assert lite_path in str(caught.value)
     await store.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "told", "remedy"),
+    [
+        (
+            "import pkg_resources_of_milvus_lite_2 as pkg_resources",
+            "is broken (ModuleNotFoundError: No module named 'pkg_resources_of_milvus_lite_2')",
+            "pip install --force-reinstall milvus-lite",
+        ),
+        (
+            "raise ModuleNotFoundError(\"No module named 'pkg_resources'\", name='pkg_resources')",
+            "is too old for this environment (ModuleNotFoundError: No module named 'pkg_re",
+            '"setuptools<81"',
+        ),
+        (
+            "raise OSError('libmilvus.so: cannot open shared object file')",
+            "is broken (OSError: libmilvus.so: cannot open shared object file)",
+            "pip install --force-reinstall milvus-lite",
+        ),
+    ],
+    ids=["a module is missing", "too old", "a library is missing"],
+)
+def test_milvus_lite_that_cannot_be_imported_is_told_with_the_reason(
+    tmp_path, lite_path, monkeypatch, module, told, remedy
+):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "milvus_lite"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "milvus_lite").mkdir()
+    (tmp_path / "milvus_lite" / "__init__.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    store = new_store(lite_path)
+    with pytest.raises(LiteNotInstalledError) as caught:
+        store.connect()
+    store.close()
+    assert told in str(caught.value)
+    assert remedy in str(caught.value)
+    assert "not installed" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, (ImportError, OSError))
 
 
 async def test_milvus_lite_is_not_needed_for_a_server(engine, make_store, coloured, monkeypatch):

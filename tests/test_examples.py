@@ -184,5 +184,5 @@ def test_a_file_that_another_process_has_open_is_a_sentence(folder: Path, run_de
     with closing(MilvusLite(str(folder / "open.db"))):
         result = run_demo("--docs", "docs", "--uri", "./open.db", status=2)
 
-    assert "one process at a time can have the file open" in result.stderr.splitlines()[-1]
+    assert "another process has it open" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

@@ -13,6 +13,7 @@ from .._wire.responses import ResponseRows
 from .._wire.status import is_too_large
 from ..errors import ServerError
 from .context import Context
+from .partitions import check_partitions
 
 #: Rows of a page for a caller who wants them all anyway.
 ROWS_PER_PAGE = 2_000
@@ -59,7 +60,7 @@ class Pages:
         self.last = after
         self._context = context
         self._expression = expression
-        self._timeout = options.timeout
+        self._options = options
         self._rows = rows
         self._limit = max(1, min(rows, PAGE_BYTES // _first_row_bytes(layout, fields)))
         self._at_end = False
@@ -88,7 +89,7 @@ class Pages:
             # Milvus drops rows of the same key after it has applied the limit (seen with 2.3.5).
             # What has to be visible is by now.
             counted = replace(self._query, consistency_level="Eventually")
-            if await _count(self._context, counted, self._timeout) > limit:
+            if await _count(self._context, counted, self._options.timeout) > limit:
                 return None
         return sorted(rows, key=lambda row: row[self.layout.primary_key])
 
@@ -131,13 +132,15 @@ class Pages:
         return rows, limit
 
     async def _send(self, query: Query) -> ResponseRows:
-        return await self._context.backend.query(query, self._timeout)
+        await check_partitions(self._context, self.layout, "query", self._options)
+        return await self._context.backend.query(query, self._options.timeout)
 
 
 async def count_rows(
     context: Context, layout: Layout, expression: str, options: ReadOptions
 ) -> int:
     """Have Milvus count the rows that an expression matches, all of them where it is empty."""
+    await check_partitions(context, layout, "query", options)
     if options.partition_names is not None:
         # Milvus Lite (up to 3.2.2) counts those of all partitions where there is no expression.
         expression = expression or _filters.everything_expression(layout)

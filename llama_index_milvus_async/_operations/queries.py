@@ -35,6 +35,7 @@ from ..errors import QueryError, ServerError
 from .context import Context
 from .ids import in_parts
 from .missing_keys import warn_of_missing_keys
+from .partitions import check_partitions
 from .setup import Ready
 
 #: A search of a query: the query's number, and the leg's.
@@ -78,6 +79,7 @@ async def query_many(
         return results
 
     async def find(ready: Ready) -> list[Found]:
+        await check_partitions(context, ready.layout, "search", options)
         searches = await _prepare(context, ready, [queries[i] for i in asked], options)
         try:
             hits = await _search(context, searches, options)

@@ -19,6 +19,7 @@ from .context import Context
 from .ids import check_node_ids, chunks, expressions_of, in_parts
 from .missing_keys import warn_of_missing_keys
 from .pages import read_all, read_some
+from .partitions import check_partitions
 from .setup import Ready
 
 
@@ -83,6 +84,7 @@ async def _read_by_ids(
     options: GetOptions,
 ) -> list[Row]:
     """Read rows in the order of their ids, one for each."""
+    await check_partitions(context, layout, "query", options)
     request = GetByIds(
         layout.collection_name,
         layout.primary_key,

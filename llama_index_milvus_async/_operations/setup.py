@@ -98,6 +98,8 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     name = settings.collection_name
     engine = Engine.parse(await backend.server_version())
     check_engine(settings, engine)
+    if engine.ignores_logins:
+        backend.warn_of_ignored_login()
     backend.note_collection(name, name, locks=engine.needs_one_writer)
     description = await backend.describe_collection(name)
     if description is None or overwrite.pending:
@@ -107,6 +109,8 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     if description is not None and overwrite.pending:
         await _drop(backend, settings, description, overwrite)
         description = None
+    elif overwrite.pending:
+        backend.remove_unfinished_collection(name)
     # Not earlier: after a failure the next attempt has to refuse, or to drop, again.
     overwrite.pending = False
     if description is None:

@@ -17,7 +17,7 @@ from .._translation import filters as _filters
 from .._translation.layout import Layout
 from .._translation.node_to_row import PackedRow, RowPacker
 from .._transport.limits import MAX_INSERT_BYTES
-from .._wire.status import no_such_partition
+from .._wire.causes import NO_PARTITION, missing_partition
 from ..errors import (
     CollectionError,
     PartialWriteError,
@@ -278,7 +278,7 @@ async def _within_partition(
     Milvus Lite (up to 3.2.2) deletes what they match in every partition.
     """
     if not await context.backend.has_partition(layout.collection_name, partition, timeout):
-        raise ServerError("delete", no_such_partition(partition))
+        raise ServerError("delete", missing_partition(partition), NO_PARTITION)
     within = ReadOptions(milvus_partition_names=partition, timeout=timeout)
     ids: list[str] = []
     for expression in expressions:

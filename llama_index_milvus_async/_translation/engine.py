@@ -75,6 +75,11 @@ class Engine:
     name: str
     version: Version
 
+    # Logins
+
+    #: Takes any token and password, and lets everybody in.
+    ignores_logins = Capability(None, _ALWAYS)
+
     # Vectors
 
     has_sparse_vectors = Capability((2, 4), _ALWAYS, "has no sparse vectors", "have them")
@@ -111,6 +116,8 @@ class Engine:
     drops_hits_after_search = Capability(None, _ALWAYS)
     #: Searches that overlap take longer than the same searches one after the other.
     slows_down_concurrent_searches = Capability(None, _ALWAYS)
+    #: Finds nothing in a partition that does not exist, instead of refusing.
+    ignores_unknown_partitions = Capability(None, _ALWAYS)
     #: Each search looks at all rows that were not flushed.
     scans_unflushed_rows = Capability(None, _ALWAYS)
 

@@ -17,7 +17,7 @@ from .._concurrency.once import Once
 from .._rpc import DeleteDocuments, GetByIds, Hits, HybridSearch, Insert, Query, Row, Search
 from .._wire.responses import ResponseRows
 from ..errors import store_closed
-from .lite import UNFLUSHED_ROWS
+from . import lite
 from .retries import retry_until_deadline, time_left
 from .rpcs import loaded, send_delete, send_query
 from .transport import Left, Transport
@@ -116,10 +116,22 @@ class Backend(ABC):
         """Whether a collection has a partition."""
         return bool(await self._call("has_partition", name, partition_name, timeout=timeout))
 
+    async def knows_partition(self, name: str, partition_name: str, timeout: float | None) -> bool:
+        """Whether a collection had a partition when the process last asked."""
+        known = self._transport.session.memory(name).partitions
+        if partition_name not in known and await self.has_partition(name, partition_name, timeout):
+            known.add(partition_name)
+        return partition_name in known
+
     async def create_collection(
         self, name: str, schema: CollectionSchema, consistency_level: str
     ) -> None:
-        """Create a collection without an index."""
+        """Create a collection without an index.
+
+        Raises:
+            CollectionError: A crash of Milvus Lite has left what it will not make anew.
+        """
+        lite.refuse_unfinished(self._transport.address, name)
         await self._call(
             "create_collection", name, schema=schema, consistency_level=consistency_level
         )
@@ -127,6 +139,14 @@ class Backend(ABC):
     async def drop_collection(self, name: str) -> None:
         """Drop a collection."""
         await self._call("drop_collection", name)
+
+    def warn_of_ignored_login(self) -> None:
+        """Say once that the engine heeds no token and no password, where there is one."""
+        lite.warn_of_login(self._transport.address)
+
+    def remove_unfinished_collection(self, name: str) -> None:
+        """Remove what a crash of Milvus Lite has left of a collection that has no description."""
+        lite.remove_unfinished(self._transport.address, name)
 
     async def alter_properties(self, name: str, properties: Mapping[str, Any]) -> None:
         """Set properties of a collection."""
@@ -173,8 +193,8 @@ class Backend(ABC):
         """Tell that rows were written to Milvus Lite, which searches unflushed ones slowly."""
         memory = self._transport.session.memory(name)
         memory.unflushed_rows += count
-        if memory.unflushed_rows >= UNFLUSHED_ROWS:
-            memory.unflushed_rows %= UNFLUSHED_ROWS
+        if memory.unflushed_rows >= lite.UNFLUSHED_ROWS:
+            memory.unflushed_rows %= lite.UNFLUSHED_ROWS
             self._flush_soon(name)
 
     # Data, through the wire.

@@ -190,7 +190,10 @@ class Connections:
         uses = self._uses
         with uses.connecting:
             self.check_open()
-            if uses.client is None or uses.client.closed:
+            client = uses.client
+            if client is not None and client.opened != lite.open_file(self.address):
+                client.close()
+            if client is None or client.closed:
                 uses.client = new_blocking_client(self.address, self.timeout)
             return uses.client
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
+import shutil
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .._concurrency.fair_lock import FairLock
 from .._wire.address import Address
-from ..errors import LiteNotInstalledError
+from ..errors import CollectionError, LiteNotInstalledError
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,12 @@ _NEEDED = {
     "query": [("users", True)],
 }
 
+_INSTALL = 'pip install "llama-index-milvus-async[lite]"'
+
+#: Servers and databases whose folders were removed.
+_removed: list[Any] = []
+_warned: set[str] = set()
+_forgetting = threading.Lock()
 _opening: dict[str, threading.Lock] = {}
 
 
@@ -75,12 +84,138 @@ def check_installed(address: Address) -> None:
         return
     try:
         import milvus_lite  # noqa: F401
-    except ImportError as error:
+
+        # As pymilvus does, which says of each failure that it is not installed.
+        from milvus_lite.server_manager import server_manager_instance  # noqa: F401
+    except Exception as error:
         raise LiteNotInstalledError(
-            f"the URI {address.uri!r} names a local file, which Milvus Lite serves, and it is not "
-            'installed. Run `pip install "llama-index-milvus-async[lite]"`, or pass the URI of a '
-            'server, for example "http://localhost:19530"'
+            f"the URI {address.uri!r} names a local file, which Milvus Lite serves, and "
+            f"{_why_not_there(error)}, or pass the URI of a server, for example "
+            '"http://localhost:19530"'
         ) from error
+
+
+def _why_not_there(error: Exception) -> str:
+    """Whether Milvus Lite is not installed, too old for this environment, or broken."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "milvus_lite":
+        return f"it is not installed. Run `{_INSTALL}`"
+    installed, reason = "", f"{type(error).__name__}: {error}"
+    with suppress(PackageNotFoundError):
+        installed = version("milvus-lite")
+    if isinstance(error, ModuleNotFoundError) and error.name == "pkg_resources":
+        # Milvus Lite 2 imports it, and setuptools has it no longer from version 81 on.
+        return (
+            f"the installed version {installed} is too old for this environment ({reason}). Run "
+            f'`{_INSTALL} --upgrade`, or `pip install "setuptools<81"` to keep its files'
+        )
+    return (
+        f"the installed version {installed} is broken ({reason}). Run "
+        "`pip install --force-reinstall milvus-lite`"
+    )
+
+
+#: Which file is at a path: device and number.
+FileId = tuple[int, int]
+
+
+def open_file(address: Address) -> FileId | None:
+    """Which `.db` folder is at the path of Milvus Lite in this process.
+
+    It is told by the file `LOCK` in it: Milvus Lite holds that open, so that no other file can get
+    its number while it runs, as another folder could.
+
+    Returns:
+        `None` where there is none, and for servers.
+    """
+    if not address.is_lite:
+        return None
+    try:
+        status = os.stat(os.path.join(address.uri, "LOCK"))
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def forget_removed(address: Address) -> None:
+    """Stop Milvus Lite in this process where its `.db` folder was removed.
+
+    It would go on answering with the rows of the folder, and acknowledge new ones that nobody can
+    read later.
+    """
+    if not address.is_lite:
+        return
+    try:
+        with _forgetting:
+            _stop_if_removed(address)
+    except AttributeError as error:  # a private name of Milvus Lite has changed
+        logger.warning(
+            "Milvus Lite has changed: whether %r was removed is not noticed (%r)",
+            address.uri,
+            error,
+        )
+
+
+def _stop_if_removed(address: Address) -> None:
+    module: Any = sys.modules["milvus_lite.server_manager"]
+    manager = module.server_manager_instance
+    path = os.path.abspath(address.uri)
+    entry = manager._servers.get(path)
+    if entry is None:
+        return
+    server, database, *_ = entry
+    opened = os.fstat(database._lock_fd)
+    if open_file(address) == (opened.st_dev, opened.st_ino):
+        return
+    logger.warning(
+        "%r was removed while this process had it open, with its rows; it is made anew",
+        address.uri,
+    )
+    # Kept and not closed: it would write what it has in memory to what is at the path now. Its
+    # `LOCK` stays open, so that whoever still has a client of it can tell.
+    _removed.append(manager._servers.pop(path))
+    server.stop(None)
+
+
+def _unfinished(address: Address, collection_name: str) -> str | None:
+    """The folder of a collection whose creation a crash has cut short."""
+    if not address.is_lite:
+        return None
+    within = ("databases", address.database) if address.database else ()
+    folder = os.path.join(address.uri, *within, "collections", collection_name)
+    left = os.path.isdir(folder) and not os.path.exists(os.path.join(folder, "schema.json"))
+    return folder if left else None
+
+
+def refuse_unfinished(address: Address, collection_name: str) -> None:
+    """Refuse to create a collection in a folder that Milvus Lite will never accept.
+
+    Raises:
+        CollectionError: A crash has left one without a schema.
+    """
+    if folder := _unfinished(address, collection_name):
+        raise CollectionError(
+            f"collection {collection_name!r} was never finished: the folder {folder!r} has no "
+            "schema, as a crash can leave it. Pass overwrite=True to make the collection anew, or "
+            "remove that folder"
+        )
+
+
+def remove_unfinished(address: Address, collection_name: str) -> None:
+    """Remove the folder of a collection whose creation a crash has cut short."""
+    if folder := _unfinished(address, collection_name):
+        shutil.rmtree(folder)
+
+
+def warn_of_login(address: Address) -> None:
+    """Say once of each place that Milvus Lite heeds no token and no password."""
+    if not address.secrets or address.place in _warned:
+        return
+    _warned.add(address.place)
+    logger.warning(
+        "Milvus Lite knows no logins: the token or password for %r is ignored, and whoever reaches "
+        "it can read and write everything",
+        address.uri,
+    )
 
 
 def after_fork_in_child() -> None:
@@ -88,6 +223,8 @@ def after_fork_in_child() -> None:
 
     Milvus Lite would close them when the child ends, and give up the parent's locks.
     """
+    global _forgetting
+    _forgetting = threading.Lock()
     _opening.clear()
     try:
         _leave_files_to_parent()

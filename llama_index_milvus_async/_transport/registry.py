@@ -37,10 +37,19 @@ _closing: set[asyncio.Task[Any]] = set()
 class OpenClient:
     """A client that is connected; see `transport.Connected`."""
 
-    def __init__(self, client: Any, stub: Stub) -> None:
+    def __init__(self, client: Any, stub: Stub, address: Address) -> None:
         self.client = client
         self.stub = stub
         self.closed = False
+        self._address = address
+        self._opened = lite.open_file(address)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it can be used: not closed, and its `.db` folder, if any, was not removed."""
+        if self.closed:
+            return False
+        return self._opened is None or lite.open_file(self._address) == self._opened
 
 
 class BlockingConnection:
@@ -66,15 +75,19 @@ class BlockingConnection:
             StoreClosedError: It was closed for good.
         """
         connected = self._connected
-        if connected is None:
+        if connected is None or not connected.is_current:
             with self._lock:
                 if self._closed:
                     raise store_closed()
                 connected = self._connected
-                if connected is None:
+                if connected is None or not connected.is_current:
                     client = new_blocking_client(self.address, timeout)
-                    connected = OpenClient(client, blocking_stub(client, self.address))
-                    self._connected = connected
+                    stub = blocking_stub(client, self.address)
+                    self._connected, old = OpenClient(client, stub, self.address), connected
+                    connected = self._connected
+                    if old is not None:
+                        old.closed = True
+                        old.client.close()
         return connected
 
     def close(self) -> None:
@@ -118,7 +131,7 @@ class LoopConnection:
         """
         while True:
             connected = self._connected
-            if connected is not None and not connected.closed:
+            if connected is not None and connected.is_current:
                 return connected
             self._check_open()
             # One caller connects: several would open a channel each, and leak all but one. The
@@ -145,8 +158,10 @@ class LoopConnection:
 
     async def _connect(self, seconds: float | None) -> OpenClient:
         self._check_open()
+        await self._disconnect()  # from a folder that was removed
         with translated("connect", self.address):
             lite.check_installed(self.address)
+            lite.forget_removed(self.address)
             arguments = async_arguments(self.address, seconds)
             if self.address.is_lite:  # the constructor starts it, which takes up to half a second
                 client = await asyncio.to_thread(AsyncMilvusClient, **arguments)
@@ -155,7 +170,7 @@ class LoopConnection:
             try:
                 handler = await async_handler(client)
                 self._check_open()
-                connected = OpenClient(client, async_stub(handler, self.address))
+                connected = OpenClient(client, async_stub(handler, self.address), self.address)
             except BaseException:
                 await client.close()
                 raise
@@ -273,9 +288,10 @@ registry = Registry()
 
 
 class BlockingClient(MilvusClient):  # type: ignore[misc] # pymilvus has no types
-    """A `MilvusClient` that tells whether it was closed."""
+    """A `MilvusClient` that tells whether it was closed, and which `.db` folder it has open."""
 
     closed = False
+    opened: lite.FileId | None = None
 
     def close(self) -> None:
         self.closed = True
@@ -288,7 +304,10 @@ def new_blocking_client(address: Address, timeout: float | None) -> BlockingClie
 
     async def attempt(seconds: float | None) -> BlockingClient:
         with translated("connect", address):
-            return BlockingClient(**address.client_arguments(seconds))
+            lite.forget_removed(address)
+            client = BlockingClient(**address.client_arguments(seconds))
+            client.opened = lite.open_file(address)
+            return client
 
     connecting = retry_until_deadline(attempt, timeout=connect_timeout(timeout), sleep=block)
     return run_sync(connecting)

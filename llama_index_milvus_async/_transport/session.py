@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .._wire.stub import last_write
 from .lite import CollectionLocks
@@ -39,6 +39,7 @@ class CollectionMemory:
         last_write: Milvus' timestamp of the last insert or upsert.
         deleted_at: When something was last deleted, by the clock of `time.monotonic`.
         locks: Who may use it at the same time, `None` where the engine does not care.
+        partitions: Partitions that were there when the process last asked for them.
         unflushed_rows: Rows that were written since the last flush; counted on Milvus Lite only.
         writes: How many inserts and upserts Milvus has acknowledged.
     """
@@ -48,6 +49,7 @@ class CollectionMemory:
     locks: CollectionLocks | None = None
     unflushed_rows: int = 0
     writes: int = 0
+    partitions: set[str] = field(default_factory=set)
 
     def note_write(self, timestamp: int) -> None:
         """Remember an insert or upsert."""
@@ -115,6 +117,7 @@ class Session:
         else:
             _real_names[key] = real_name
         memory = self.memory(name)
+        memory.partitions.clear()
         if locks and memory.locks is None:
             memory.locks = CollectionLocks()
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +29,7 @@ from ..errors import (
     UnreachableError,
 )
 from .address import Address
+from .causes import cause_of_no_connection, cause_of_refusal, why_lite_cannot_open
 from .logs import expected_failures
 
 #: Operations whose failure has certainly changed nothing.
@@ -69,7 +69,6 @@ _BEING_CREATED = "[Errno 17] File exists"
 # What pymilvus itself says has one of these codes.
 _OF_PYMILVUS = (0, 1)
 _RATE_LIMIT_CODES = (8, 49)
-_NO_SUCH_PARTITION = 200
 _PERMISSION_CODES = (1401, 2001)
 _GRPC_ERRORS: dict[grpc.StatusCode, type[ServerError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
@@ -106,18 +105,25 @@ def translated(operation: str, address: Address) -> Iterator[None]:
 
     pymilvus does not log them beside.
     """
-    with expected_failures():
+    with expected_failures() as records:
         try:
             yield
         except Exception as error:
-            failure = translate(operation, error, address)
+            # Of a file that it cannot open, Milvus Lite tells the reason to its log only.
+            reasons = [one.exc_info[1] for one in records if one.exc_info and one.exc_info[1]]
+            failure = translate(operation, error, address, reasons=reasons)
             if failure is error:
                 raise
             raise failure from failure.__cause__
 
 
 def translate(
-    operation: str, error: Exception, address: Address, *, recovered: bool = False
+    operation: str,
+    error: Exception,
+    address: Address,
+    *,
+    recovered: bool = False,
+    reasons: Sequence[BaseException] = (),
 ) -> Exception:
     """Make one of this package's exceptions of what pymilvus or gRPC has raised.
 
@@ -126,6 +132,7 @@ def translate(
         error: What was raised.
         address: Where, for the message, and whose secrets to keep out of it.
         recovered: Whether pymilvus has found another address to go on with.
+        reasons: What was logged with the error.
 
     Returns:
         The exception, caused by the original one, except where that shows a secret; the original
@@ -135,7 +142,7 @@ def translate(
     if isinstance(error, MilvusVectorStoreError):
         return error
     if isinstance(error, ConnectionConfigException):
-        failure = _configuration_error(error, address)
+        failure = _configuration_error(error, address, reasons)
         failure.__cause__ = error
     elif isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)):
         failure = ConfigurationError(
@@ -152,14 +159,6 @@ def translate(
     else:
         return error
     return failure
-
-
-def no_such_partition(named: str) -> str:
-    """The message of a request that names a partition which is not there."""
-    return (
-        f"there is no such partition ({named}); partitions are created with "
-        "store.client.create_partition(collection_name, partition_name)"
-    )
 
 
 def is_refusal_of_data(error: Exception) -> bool:
@@ -203,22 +202,12 @@ def is_being_created(error: Exception) -> bool:
 
 
 def _configuration_error(
-    error: ConnectionConfigException, address: Address
+    error: ConnectionConfigException, address: Address, reasons: Sequence[BaseException]
 ) -> MilvusVectorStoreError:
     message = _redact(str(error.message), address)
-    if address.is_lite and os.path.isfile(address.uri):
-        return LiteFileError(
-            "connect",
-            f"Milvus Lite cannot open {address.uri!r}: it is a file, and Milvus Lite 3 keeps a "
-            "folder there. A database of Milvus Lite 2 is such a file and cannot be opened: export "
-            "it with that version, or name another path",
-        )
     if address.is_lite:
-        return LiteFileError(
-            "connect",
-            f"Milvus Lite cannot open {address.uri!r} ({message}). Its folder must exist, and one "
-            "process at a time can have the file open: close the other, or run a server for both",
-        )
+        why = why_lite_cannot_open(address.uri, reasons)
+        return LiteFileError("connect", f"Milvus Lite cannot open {address.uri!r}: {why}")
     return ConfigurationError(
         f"uri={address.uri!r}: {message}. Pass a server's address such as "
         '"http://localhost:19530", or a path that ends in ".db" for Milvus Lite'
@@ -263,16 +252,17 @@ def _server_error(operation: str, error: BaseException, address: Address) -> Ser
             "ca_pem_path; where it names another server, pass that name as server_name"
         )
     elif kind is UnreachableError:
-        message = f"no connection to {address.uri} ({message})"
+        cause = cause_of_no_connection(address, message)
+        message = f"no connection to {address.uri}{cause and ': ' + cause} ({message})"
     elif kind is RequestTimeoutError:
         message = f"no answer from {address.uri} in time ({message})"
-    elif code == _NO_SUCH_PARTITION:
-        message = no_such_partition(message)
     elif _LARGER_THAN_A_MESSAGE in message:
         message += (
             ". Ask for fewer hits (similarity_top_k) or fields (output_fields), or pass less in "
             "one filter"
         )
+    elif kind is None and (cause := cause_of_refusal(address, code, message)):
+        message = f"{cause} ({message})"
     failure = (kind or ServerError)(operation, message, code)
     if status in _NO_ANSWERS:
         failure.is_answer = False
