@@ -243,6 +243,46 @@ def test_upstream_filters_what_both_wrote(pair):
     ]
 
 
+CLASHING = {
+    "id": "own id",
+    "text": "own text",
+    "embedding": [1, 2],
+    "doc_id": "own doc",
+    "document_id": "keep",
+    "_node_type": "own type",
+}
+
+
+async def test_both_keep_metadata_with_the_names_of_columns(pair, coloured):
+    store = coloured(pair.ours)
+    scalars = {"author": "Bob", "year": 1900}
+    own, theirs = (
+        make_nodes(1, prefix=who, **CLASHING, **scalars)[0] for who in ("own-clash", "their-clash")
+    )
+    await store.add([own])
+    pair.theirs.add([theirs])
+    ids = [own.node_id, theirs.node_id]
+    assert by_id(pair.theirs.get_nodes(node_ids=ids)) == by_id([own, theirs])
+    assert bare(await store.get_nodes(ids)) == bare([own, theirs])
+    for key, value in CLASHING.items():
+        if isinstance(value, str):
+            found = await store.get_nodes(filters=equals(key, value))
+            assert [node.node_id for node in found] == [own.node_id]
+    # Upstream keeps them in the serialized node only.
+    found = await store.get_nodes(filters=equals("id", theirs.node_id))
+    assert [node.node_id for node in found] == [theirs.node_id]
+    await store.delete_nodes(ids)
+
+
+async def test_a_node_too_large_for_its_place_is_read_here(pair, coloured):
+    """Upstream cannot read it, nor write one such to a server."""
+    store = coloured(pair.ours)
+    [large] = make_nodes(1, prefix="large", author="Bob", year=1900, long="words " * 12_000)
+    await store.add([large])
+    assert bare(await store.get_nodes(["large-0"])) == bare([large])
+    await store.delete_nodes(["large-0"])
+
+
 # The rows
 
 

@@ -15,6 +15,7 @@ from .._retrieval.values import are_several, as_nodes, described
 from .._rpc import DeleteDocuments, Insert
 from .._translation import filters as _filters
 from .._translation.layout import Layout
+from .._translation.node_content import MAX_COPIED_TEXT
 from .._translation.node_to_row import PackedRow, RowPacker
 from .._transport.limits import MAX_INSERT_BYTES
 from .._wire.causes import NO_PARTITION, missing_partition
@@ -85,6 +86,14 @@ async def _pack(context: Context, layout: Layout, nodes: Sequence[BaseNode]) -> 
     else:
         rows = await context.backend.convert(nodes, packer.pack)
     packer.raise_problems()
+    if packer.shortened:
+        logger.warning(
+            "the metadata of %d of %d nodes is larger than what Milvus takes for filters: they see "
+            "the first %d characters of each text in it. The nodes have the texts whole",
+            packer.shortened,
+            len(nodes),
+            MAX_COPIED_TEXT,
+        )
     unique = {row.node_id: row for row in rows if row is not None}
     if len(unique) < len(nodes):
         logger.warning(

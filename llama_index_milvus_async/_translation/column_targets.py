@@ -23,11 +23,20 @@ from .expressions import (
     literal,
     negated,
 )
+from .layout import Column
 from .targets import COMPARE, Target, call_contains, numbers_among, texts_among
 
 
 class ColumnTarget(Target):
-    """A real column."""
+    """A real column.
+
+    Attributes:
+        null: Matches the rows that have no value there.
+        refuses_lists: Whether operators on lists are an error, where it holds none. They are not
+            where other rows can have a list under the same key, in their metadata.
+    """
+
+    refuses_lists = True
 
     def __init__(self, name: str, engine: Engine, *, nullable: bool) -> None:
         self.name = column_name(name)
@@ -56,18 +65,22 @@ class ColumnTarget(Target):
         return self.null if positive else negated(self.null)
 
     def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        raise self._no_list()
+        return self._no_list(positive)
 
     def has_length(self, length: int, positive: bool) -> Expr:
-        raise self._no_list()
+        return self._no_list(positive)
 
-    def _no_list(self) -> FilterError:
-        return FilterError(
+    def _no_list(self, positive: bool) -> Expr:
+        if not self.refuses_lists:
+            return not positive
+        raise FilterError(
             f"the column {self.name!r} holds no lists; operators on lists are for ARRAY columns, "
             "JSON columns and metadata"
         )
 
     def _in(self, values: Sequence[Scalar]) -> Expr:
+        if self.name.endswith("]"):  # Lite takes `in` after the name of a column only
+            return any_of(f"{self.name} == {literal(each)}" for each in values)
         return f"{self.name} in {list_literal(values)}" if values else False
 
 
@@ -198,3 +211,12 @@ COLUMN_TARGETS: dict[DataType, type[ColumnTarget]] = {
     DataType.DOUBLE: FloatColumn,
     DataType.ARRAY: ArrayColumn,
 }
+
+
+def element_target(column: Column, position: int, engine: Engine) -> ColumnTarget:
+    """An element of an ARRAY column; a row whose list is shorter has no value there."""
+    kind = COLUMN_TARGETS[column.element_type or DataType.NONE]
+    target = kind(column.name, engine, nullable=True)
+    target.null = any_of([target.null, f"array_length({target.name}) <= {position}"])
+    target.name += f"[{position}]"
+    return target

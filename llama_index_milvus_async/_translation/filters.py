@@ -36,7 +36,7 @@ from .expressions import (
     listed,
     literal,
 )
-from .keys import target_of
+from .keys import source_target, target_of
 from .layout import NO_DOC_ID, Layout
 from .targets import Target
 
@@ -154,7 +154,7 @@ def doc_ids_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
         )
     if layout.doc_id_field == layout.primary_key:
         return ids_expression(layout, values)
-    return _rendered(layout, target_of(layout, layout.doc_id_field).one_of(values, True))
+    return _rendered(layout, source_target(layout).one_of(values, True))
 
 
 def documents_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
@@ -172,7 +172,7 @@ def documents_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
     keys = [each for each in doc_ids if _can_be_key(layout, each)]
     if not keys:
         return passages
-    source = target_of(layout, layout.doc_id_field)
+    source = source_target(layout)
     whole = all_of(
         [
             ids_expression(layout, keys),

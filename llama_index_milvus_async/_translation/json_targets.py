@@ -31,19 +31,19 @@ class Json(Target):
     than one, brings the boolean along.
     """
 
-    def __init__(self, text: str, engine: Engine, key: str) -> None:
+    def __init__(self, text: str, engine: Engine, *, has_another_reading: bool) -> None:
         """Remember the target.
 
         Args:
             text: The value, as it is written in an expression.
             engine: What the engine can do.
-            key: The last key that leads to it.
+            has_another_reading: Whether its key is read in another way where a row has none.
         """
         self.text = text
         self.engine = engine
         self.bare = not text.startswith("$meta")
         self.nested = text.endswith("]")
-        self.dotted = is_path(key)
+        self.has_another_reading = has_another_reading
 
     # True for values of one kind, not true for all others. `number` needs only one comparison,
     # since JSON has no infinities. A list is compared by `!=` with lists only.
@@ -128,7 +128,7 @@ class Json(Target):
         return self.decide({"list": self._elements(values, every, positive)}, positive)
 
     def has_length(self, length: int, positive: bool) -> Expr:
-        return self.decide({"list": self._length(length)}, positive)
+        return self.decide({"list": self._length(length, positive)}, positive)
 
     def _equal(self, values: Sequence[Scalar]) -> Expr:
         if len(values) > 1:
@@ -164,7 +164,7 @@ class Json(Target):
                 )
         return (all_of if every else any_of)(tests)
 
-    def _length(self, length: int) -> Expr:
+    def _length(self, length: int, positive: bool) -> Expr:
         test = f"array_length({self.text}) == {literal(length)}"
         # 0 is also the "length" of what is not a list.
         return test if length else all_of([f"{self.text} != [0]", test])
@@ -244,8 +244,8 @@ class JsonInLite(Json):
         return False
 
     def _elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
-        if not self.bare and self.dotted:
-            # Undecidable; but it is the path that is meant by a key with dots and lists.
+        if not self.bare and self.has_another_reading:
+            # Undecidable; but it is the path that is meant by such a key and lists.
             return False if positive else self.kinds["list"]
         if not self.bare:
             raise FilterError(
@@ -258,11 +258,13 @@ class JsonInLite(Json):
         ]
         return self._no_text((all_of if every else any_of)(calls))
 
-    def _length(self, length: int) -> Expr:
+    def _length(self, length: int, positive: bool) -> Expr:
         if length == 0:
             # An empty list is what times 0 stays itself, and is neither 0 nor "".
             zero = [f"{self.text} * 0 == {self.text}", f"{self.text} != 0", f'{self.text} != ""']
             return all_of(zero)
+        if not self.bare and self.has_another_reading:
+            return False if positive else self.kinds["list"]
         if not self.bare or self.nested:
             raise FilterError(
                 f"{self.engine} counts elements only of lists at the top of the metadata, under "
@@ -275,16 +277,29 @@ class JsonInLite(Json):
         return all_of([test, negated(self.kinds["text"])])
 
 
-class DottedKey(Target):
-    """A key with dots: the literal key in rows that have it, else a path into nested metadata."""
+class FirstOf(Target):
+    """One of two values: the first in rows that have it, else the second.
 
-    def __init__(self, literal_key: Json, path: Json) -> None:
-        self.literal_key = literal_key
-        self.path = path
+    A key with dots is the literal key, else a path into nested metadata; a metadata key whose
+    name a column has is the metadata of the rows that have it, else the column.
+    """
+
+    def __init__(self, has_first: str, first: Target, second: Target) -> None:
+        """Remember the targets.
+
+        Args:
+            has_first: An expression in parentheses, true where a row has the first, else false.
+            first: The first.
+            second: The second.
+        """
+        self.has_first = has_first
+        self.first = first
+        self.second = second
 
     @property
-    def exists(self) -> Expr:
-        return any_of([self.literal_key.exists, self.path.exists])
+    def exists(self) -> Expr | None:
+        second = self.second.exists
+        return None if second is None else any_of([self.has_first, second])
 
     def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
         return self._choose(lambda each: each.one_of(values, positive), absent=not positive)
@@ -307,18 +322,17 @@ class DottedKey(Target):
     def has_length(self, length: int, positive: bool) -> Expr:
         return self._choose(lambda each: each.has_length(length, positive), not positive)
 
-    def _choose(self, test: Callable[[Json], Expr], absent: bool) -> Expr:
+    def _choose(self, test: Callable[[Target], Expr], absent: bool) -> Expr:
         """Test one of the two.
 
         Args:
             test: Builds the test.
             absent: Whether the test is true where there is no value.
         """
-        has_key = self.literal_key.exists
-        literally = test(self.literal_key)
+        first = test(self.first)
         if absent:
-            literally = all_of([has_key, literally])
-        return any_of([literally, all_of([negated(has_key), test(self.path)])])
+            first = all_of([self.has_first, first])
+        return any_of([first, all_of([negated(self.has_first), test(self.second)])])
 
 
 def is_path(key: str) -> bool:

@@ -12,6 +12,7 @@ from pymilvus import DataType
 from .._rpc import WrittenColumn
 from ..errors import CollectionError
 from .engine import Engine
+from .metadata_keys import MetadataKeys
 from .settings import CollectionSettings
 from .vectors import DENSE_METRICS
 
@@ -160,11 +161,25 @@ class Layout:
 
     @cached_property
     def own_columns(self) -> frozenset[str]:
-        """Columns that no metadata key may be named like: the store, or Milvus, fills them."""
+        """Columns that the store or Milvus fills, never a metadata key of their name."""
         own = {self.primary_key, self.text_key, NODE_CONTENT_FIELD, NODE_TYPE_FIELD}
         own |= {self.doc_id_field} if self.doc_id_field else set()
         own |= {name for name, column in self.columns.items() if column.type in VECTOR_TYPES}
         return frozenset(own - set(self.dense_fields[1:]))
+
+    @cached_property
+    def doc_id_names(self) -> tuple[str, ...]:
+        """The columns and dynamic keys in which a row has the id of its node's document."""
+        names = [key for key in DOC_ID_KEYS if self.dynamic and key not in self.columns]
+        field = self.doc_id_field
+        if field is None or field == self.primary_key or field in names:
+            return tuple(names)
+        return (*names, field)
+
+    @cached_property
+    def metadata_keys(self) -> MetadataKeys:
+        """The names of metadata keys in the dynamic field."""
+        return MetadataKeys({*self.own_columns, *self.doc_id_names, DYNAMIC_FIELD}, self.columns)
 
     @cached_property
     def unfilled_vectors(self) -> list[str]:

@@ -1,19 +1,17 @@
 """Nodes and their metadata as JSON.
 
-`orjson` writes what it writes as `json` does, which is nearly everything, at a tenth of the cost.
-The rest goes the way of LlamaIndex's own `node_to_metadata_dict`, which also finds what JSON
-cannot carry.
+A `TextNode` with nothing unusual in it goes to `orjson` as it is, at a tenth of the cost. All
+others are dumped by pydantic, as in LlamaIndex's own `node_to_metadata_dict`, and pass
+`plain_json`, which also finds what JSON cannot carry.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import orjson
 from llama_index.core.schema import (
     BaseNode,
@@ -22,10 +20,8 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-#: What is raised for a value that JSON cannot carry.
-NOT_JSON = (TypeError, ValueError, RecursionError, PydanticSerializationError)
+from .plain_json import NOT_JSON, plain_json
 
 _NONE = type(None)
 _ATOMS = frozenset({str, int, bool, _NONE})
@@ -49,10 +45,6 @@ _TEXT_NODE_FIELDS = frozenset(
 )
 _RELATED_FIELDS = frozenset({"node_id", "node_type", "metadata", "hash"})
 
-# orjson, on both sides of the connection, ends at 64 bits.
-_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
-_LONG_INTEGER = re.compile(r"\d{19}")
-
 
 def serialize(node: BaseNode, without: frozenset[str]) -> tuple[bytes, Mapping[str, Any]]:
     """Serialize a node without its text and embedding, as `node_to_metadata_dict` does.
@@ -65,7 +57,8 @@ def serialize(node: BaseNode, without: frozenset[str]) -> tuple[bytes, Mapping[s
         The node as JSON, and its metadata as JSON carries it.
 
     Raises:
-        Exception: One of `NOT_JSON`: JSON, or the 64 bits of its integers, cannot carry it.
+        NotJsonError: JSON, or the 64 bits of its integers, cannot carry it.
+        Exception: Another one of `NOT_JSON`: the node cannot be dumped.
     """
     if type(node) is TextNode:
         try:
@@ -73,21 +66,17 @@ def serialize(node: BaseNode, without: frozenset[str]) -> tuple[bytes, Mapping[s
                 return orjson.dumps(fields), fields["metadata"]
         except (orjson.JSONEncodeError, RecursionError):
             pass  # what is wrong is found below
-    content = _node_json(node, without).encode()
-    return content, _carried(_left(node.metadata, without))
+    plain = plain_json(_dumped(node, without))
+    return dumps(plain), plain["metadata"]
 
 
 def plain_metadata(metadata: Mapping[str, Any], without: frozenset[str]) -> dict[str, Any]:
     """Metadata as JSON carries it.
 
     Raises:
-        Exception: One of `NOT_JSON`: JSON, or the 64 bits of its integers, cannot carry it.
+        NotJsonError: JSON, or the 64 bits of its integers, cannot carry it.
     """
-    plain = _carried(_left(metadata, without))
-    text = json.dumps(plain, ensure_ascii=False)
-    text.encode()
-    _check_integers(text)
-    return plain
+    return plain_json(_left(metadata, without), "metadata")
 
 
 def dumps(value: Any) -> bytes:
@@ -154,13 +143,17 @@ def _is_plain(value: Any) -> bool:
     return kind in _ATOMS or (kind is float and math.isfinite(value))
 
 
-def _node_json(node: BaseNode, without: frozenset[str]) -> str:
-    """Serialize any node.
+def _dumped(node: BaseNode, without: frozenset[str]) -> dict[str, Any]:
+    """Dump any node.
 
     `node_to_metadata_dict` dumps the embedding only to drop it, five times the cost at 768
     dimensions.
     """
-    data = node.model_dump(exclude={"embedding"})
+    try:
+        data = node.model_dump(exclude={"embedding"})
+    except NOT_JSON:
+        plain_json(_left(node.metadata, without), "metadata")  # which names the key
+        raise
     data["embedding"] = None
     if without:
         _drop_keys(data, without)
@@ -176,9 +169,7 @@ def _node_json(node: BaseNode, without: frozenset[str]) -> str:
         else:
             # LlamaIndex's own readers expect the text resource to be gone with its text.
             del data["text_resource"]
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, default=_to_json)
-    _check_integers(text)
-    return text
+    return data
 
 
 def _drop_keys(data: dict[str, Any], without: frozenset[str]) -> None:
@@ -188,36 +179,3 @@ def _drop_keys(data: dict[str, Any], without: frozenset[str]) -> None:
     for holder in [data, *described]:
         for key in without:
             holder["metadata"].pop(key, None)
-
-
-def _carried(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata as it comes back from JSON."""
-    if type(metadata) is dict and _is_plain(metadata):
-        return metadata
-    plain: dict[str, Any] = json.loads(json.dumps(metadata, allow_nan=False, default=_to_json))
-    return plain
-
-
-def _to_json(value: Any) -> Any:
-    """Convert what `json` does not know: numpy, dates, UUIDs, enumerations, sets, ..."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, (set, frozenset)):
-        # Sorted, so that equal sets make equal rows.
-        return sorted(value, key=lambda item: (type(item).__name__, str(item)))
-    return to_jsonable_python(value)
-
-
-def _check_integers(text: str) -> None:
-    if _LONG_INTEGER.search(text) is None:
-        return
-
-    def check(digits: str) -> int:
-        value = int(digits)
-        if not _MIN_INTEGER <= value <= _MAX_INTEGER:
-            raise ValueError(f"the integer {digits} has more than 64 bits")
-        return value
-
-    json.loads(text, parse_int=check)

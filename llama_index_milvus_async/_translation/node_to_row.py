@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,6 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from ..errors import NodeError
 from .column_values import MAX_JSON_BYTES, check_text, fits, sent_value
 from .layout import (
-    DOC_ID_KEYS,
     DYNAMIC_FIELD,
     NO_DOC_ID,
     NODE_CONTENT_FIELD,
@@ -28,7 +28,9 @@ from .layout import (
     Column,
     Layout,
 )
-from .node_json import NOT_JSON, dumps, plain_metadata, serialize
+from .node_content import compressed, largest_part, shortened
+from .node_json import dumps, plain_metadata, serialize
+from .plain_json import NOT_JSON, NotJsonError
 from .sparse_vectors import sparse_bytes, sparse_vector
 from .vectors import packed
 
@@ -62,7 +64,8 @@ class RowPacker:
         self._layout = layout
         self._dense = [layout.dense_column(name) for name in layout.dense_fields]
         self._further = frozenset(layout.dense_fields[1:])
-        self._dynamic_doc_ids = [key for key in DOC_ID_KEYS if key not in layout.columns]
+        #: Of how many nodes filters see long texts shortened.
+        self.shortened = 0
         self.problems: list[tuple[str, str]] = []
 
     def pack(self, node: BaseNode, sparse: Any = None) -> PackedRow | None:
@@ -83,30 +86,23 @@ class RowPacker:
             self.problems.append((node.node_id, problem))
 
         layout = self._layout
-        # Column, or key of the dynamic field, to value.
         values: dict[str, Any] = {layout.primary_key: self._id_value(node.node_id, report)}
         self._add_vectors(node, sparse, values, report)
         text = node.get_content(metadata_mode=MetadataMode.NONE)
         text_bytes = check_text("text", text, layout.max_bytes(layout.text_key), report)
-        values[layout.text_key] = text
         doc_id = node.ref_doc_id or NO_DOC_ID
+        field = layout.doc_id_field
+        if field not in (None, layout.primary_key) and doc_id != NO_DOC_ID:
+            check_text(
+                "the id of its source document", doc_id, layout.max_bytes(str(field)), report
+            )
+        own = {layout.text_key: text, **dict.fromkeys(layout.doc_id_names, doc_id)}
         if layout.holds_nodes:
-            self._add_node(node, values, doc_id, report)
+            self._add_node(node, values, own, doc_id, report)
         else:
             self._add_metadata(node, values, doc_id, report)
+            values.update(own)
         self._add_scalars(node, values, report)
-        if layout.doc_id_field not in (None, layout.primary_key):
-            if doc_id != NO_DOC_ID:
-                limit = layout.max_bytes(layout.doc_id_field)
-                check_text("the id of its source document", doc_id, limit, report)
-            values[layout.doc_id_field] = doc_id
-        if layout.dynamic:
-            try:
-                self._move_dynamic(values, report)
-            except NOT_JSON:
-                if len(self.problems) == before:
-                    raise
-                # A text without UTF-8, which has been reported.
         if len(self.problems) > before:
             return None
         sizes = [len(value) for value in values.values() if type(value) in (str, bytes)]
@@ -166,29 +162,96 @@ class RowPacker:
         self,
         node: BaseNode,
         values: dict[str, Any],
+        own: dict[str, Any],
         doc_id: str,
         report: Callable[[str], None],
     ) -> None:
-        """Add the serialized node and its metadata."""
+        """Add the serialized node, and what the row has beside it."""
         layout = self._layout
         try:
             content, metadata = serialize(node, self._further)
         except NOT_JSON as error:
-            report(f"its metadata or fields cannot be carried by JSON: {error}")
+            report(f"its {_not_json(error)}")
             return
+        own[NODE_TYPE_FIELD] = node.class_name()
+        own[NODE_CONTENT_FIELD] = content.decode()
         if layout.node_in_column and len(content) > layout.max_bytes(NODE_CONTENT_FIELD):
+            own[NODE_CONTENT_FIELD] = self._compressed(content, report)
+        columns = layout.columns
+        if scalar := layout.scalar_columns:
+            values.update((key, metadata[key]) for key in metadata.keys() & scalar.keys())
+            metadata = {key: value for key, value in metadata.items() if key not in scalar}
+        if not layout.dynamic:  # what has no column is in the serialized node only
+            values.update((key, own[key]) for key in own.keys() & columns.keys())
+            return
+        if layout.metadata_keys.has_shadowed(metadata):
+            metadata = self._shadowed(metadata, doc_id)
+        for key in own.keys() & columns.keys():
+            values[key] = own.pop(key)
+        with suppress(UnicodeEncodeError):  # of a text, and reported as such
+            values[DYNAMIC_FIELD] = self._dynamic(metadata, own, content, report)
+
+    def _shadowed(self, metadata: Mapping[str, Any], doc_id: str) -> dict[str, Any]:
+        """The filterable copy of metadata some of whose keys are shadowed."""
+        # The id of the document under its own names says nothing new, and readers do that.
+        layout = self._layout
+        has_column = layout.doc_id_field != layout.primary_key
+        said = dict.fromkeys(layout.doc_id_names, doc_id) if has_column else {}
+        return self._layout.metadata_keys.renamed(
+            {k: v for k, v in metadata.items() if not (k in said and v == said[k])}
+        )
+
+    def _dynamic(
+        self,
+        metadata: Mapping[str, Any],
+        own: dict[str, Any],
+        content: bytes,
+        report: Callable[[str], None],
+    ) -> bytes:
+        """The JSON of the dynamic field: the filterable copy of metadata, and what has no column.
+
+        What is too large is made smaller: first the serialized node, where it is in here; then
+        the texts of the copy.
+        """
+        dynamic = dumps({**metadata, **own})
+        if len(dynamic) <= MAX_JSON_BYTES:
+            return dynamic
+        size = len(dynamic)
+        if NODE_CONTENT_FIELD in own and (packed := compressed(content)) is not None:
+            own[NODE_CONTENT_FIELD] = packed
+            dynamic = dumps({**metadata, **own})
+        if len(dynamic) > MAX_JSON_BYTES:
+            dynamic = dumps({**shortened(metadata), **own})
+            self.shortened += len(dynamic) <= MAX_JSON_BYTES
+        if len(dynamic) > MAX_JSON_BYTES:
+            has_node = NODE_CONTENT_FIELD in own
+            largest = largest_part(content, metadata_only=not has_node, beside=self._named(own))
             report(
-                f"its metadata, relationships and ids take {len(content)} bytes as JSON, Milvus "
-                f"allows {layout.max_bytes(NODE_CONTENT_FIELD)}"
+                f"its metadata takes {size} bytes as JSON in the dynamic field, Milvus "
+                f"allows {MAX_JSON_BYTES}; the largest part is {largest}"
             )
-        self._check_keys(metadata, doc_id, report)
-        if layout.dynamic:
-            values.update(metadata)
-            values.update(dict.fromkeys(self._dynamic_doc_ids, doc_id))
-        else:  # what has no column is in the serialized node only
-            values.update((key, metadata[key]) for key in metadata.keys() & layout.columns.keys())
-        values[NODE_CONTENT_FIELD] = content.decode()
-        values[NODE_TYPE_FIELD] = node.class_name()
+        return dynamic
+
+    def _named(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """What the dynamic field has beside node and metadata, by what it is to the user."""
+        named: dict[str, Any] = {}
+        if self._layout.text_key in own:
+            named["the text"] = own[self._layout.text_key]
+        ids = [own[key] for key in self._layout.doc_id_names if key in own]
+        return {**named, "the id of its source document": ids}
+
+    def _compressed(self, content: bytes, report: Callable[[str], None]) -> str:
+        """Compress a serialized node that is too large for its column."""
+        limit = self._layout.max_bytes(NODE_CONTENT_FIELD)
+        packed = compressed(content)
+        if packed is not None and len(packed) <= limit:
+            return packed
+        size = f"more than {limit}" if packed is None else len(packed)
+        report(
+            f"all of it but text and embedding takes {len(content)} bytes as JSON and {size} "
+            f"compressed, Milvus allows {limit}; the largest part is {largest_part(content)}"
+        )
+        return ""
 
     def _add_metadata(
         self,
@@ -198,42 +261,21 @@ class RowPacker:
         report: Callable[[str], None],
     ) -> None:
         """Add the metadata to a row that holds no node; there are only columns for it."""
+        layout = self._layout
         try:
             metadata = plain_metadata(node.metadata, self._further)
         except NOT_JSON as error:
-            report(f"its metadata cannot be carried by JSON: {error}")
+            report(f"its {_not_json(error)}")
             return
-        self._check_keys(metadata, doc_id, report)
-        for key in metadata.keys() - self._layout.columns.keys() - {DYNAMIC_FIELD}:
-            report(
-                f"metadata key {key!r} cannot be stored: the collection has neither a column "
-                "of that name nor a dynamic field"
-            )
-        values.update(metadata)
-
-    def _check_keys(
-        self, metadata: Mapping[str, Any], doc_id: str, report: Callable[[str], None]
-    ) -> None:
-        layout = self._layout
-        for key in metadata.keys() & layout.own_columns:
+        for key, value in metadata.items():
+            if key in layout.scalar_columns:
+                values[key] = value
             # The id of the document under its own name says nothing new, and readers do that.
-            if not (key == layout.doc_id_field and metadata[key] == doc_id):
-                report(f"the metadata key {key!r} is the name of a column of the store; rename it")
-        if DYNAMIC_FIELD in metadata:
-            report(f"the metadata key {DYNAMIC_FIELD!r} is reserved by Milvus; rename it")
-
-    def _move_dynamic(self, values: dict[str, Any], report: Callable[[str], None]) -> None:
-        """Move what has no column into the dynamic field."""
-        columns = self._layout.columns
-        dynamic = {key: values.pop(key) for key in [*values] if key not in columns}
-        content = dumps(dynamic)
-        values[DYNAMIC_FIELD] = content
-        if len(content) > MAX_JSON_BYTES:
-            largest = max(dynamic, key=lambda key: len(str(dynamic[key])))
-            report(
-                f"its metadata takes {len(content)} bytes as JSON in the dynamic field, Milvus "
-                f"allows {MAX_JSON_BYTES}; the largest key is {largest!r}"
-            )
+            elif not (key == layout.doc_id_field and value == doc_id):
+                report(
+                    f"metadata key {key!r} cannot be stored: the collection has neither a column "
+                    "for it nor a dynamic field"
+                )
 
     def _add_scalars(
         self, node: BaseNode, values: dict[str, Any], report: Callable[[str], None]
@@ -247,3 +289,10 @@ class RowPacker:
                 values[name] = sent_value(column, values[name], about)
             elif name not in node.metadata and not column.optional:
                 about("is missing")
+
+
+def _not_json(error: Exception) -> str:
+    """What is wrong with a value that JSON cannot carry; goes on after "its "."""
+    if isinstance(error, NotJsonError):
+        return str(error)
+    return f"metadata or fields cannot be carried by JSON: {error}"

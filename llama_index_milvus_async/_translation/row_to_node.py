@@ -29,6 +29,7 @@ from .layout import (
     Layout,
     output_columns,
 )
+from .node_content import expanded
 from .vectors import DENSE_METRICS, unpacked
 
 _NODE_CLASSES: dict[str, type[BaseNode]] = {
@@ -172,9 +173,10 @@ def _summary(error: Exception) -> str:
 
 
 def _parsed(content: str) -> dict[str, Any]:
+    plain = expanded(content)
     try:
-        data = from_json(content)
+        data = from_json(plain)
     except ValueError:
         # It parses twice as fast and knows neither deep nesting nor lone surrogates.
-        data = json.loads(content)
+        data = json.loads(plain)
     return dict(data)
