@@ -149,6 +149,7 @@ def test_names_in_the_selection_are_those_of_files():
         *selection.BOTH_LINES_ON_STANDALONE,
         *selection.BOTH_LINES_IN_PURE,
         *selection.BOTH_COLOURS,
+        *selection.FILES_SPOILT_BY_THE_MACHINE,
     )
     for beginning in named:
         assert any(name.startswith(beginning) for name in names), beginning
@@ -212,6 +213,28 @@ def test_few_cases_run_with_both_lines_of_pymilvus():
     everything = [(colour, value) for colour in colours for value in all_values]
     assert values("faults/test_network_faults.py") == everything
     assert values("test_one_path.py") == everything
+
+
+def test_a_second_attempt_has_what_measures_the_machine_and_not_what_keeps_data():
+    def marks(file, fixture):
+        case = Case(file, "lite", "sync", 0)
+        case.fixturenames = ("engine", fixture)
+        selection.pytest_collection_modifyitems([case])
+        return case.marks
+
+    assert "flaky" in marks("test_event_loops.py", "heartbeat")
+    assert "flaky" in marks("test_notebooks.py", "python_with_model")
+    assert "flaky" not in marks("test_event_loops.py", "make_store")
+    assert "flaky" not in marks("test_processes.py", "python_with_package")
+
+
+def test_the_report_shows_why_a_test_was_run_again():
+    failure = SimpleNamespace(
+        nodeid="a.py::one", when="call", longreprtext="E  far too slow", sections=[("log", "line")]
+    )
+    assert report.first_attempts([failure]) == [
+        *("", "a.py::one (call)", "E  far too slow", "-- log --", "line")
+    ]
 
 
 def test_the_report_names_what_took_longest():
