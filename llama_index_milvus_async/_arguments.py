@@ -48,6 +48,7 @@ from ._retrieval.options import (
     ReadOptions,
     SearchOptions,
     StoreOptions,
+    UpdateOptions,
     WriteOptions,
     read_options,
 )
@@ -388,7 +389,15 @@ CONSTRUCTOR = StoreArguments.model_fields.keys() | CLIENT_OPTIONS
 
 # Computed once: most calls have none.
 _NO_OPTIONS: dict[type[Any], Any] = {
-    cls: cls() for cls in (WriteOptions, DeleteOptions, ReadOptions, GetOptions, SearchOptions)
+    cls: cls()
+    for cls in (
+        WriteOptions,
+        DeleteOptions,
+        ReadOptions,
+        UpdateOptions,
+        GetOptions,
+        SearchOptions,
+    )
 }
 
 

@@ -1,10 +1,10 @@
-"""The public pairs that look after what is stored: count, go through, list."""
+"""The public pairs that look after what is stored: count, go through, list, update."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any
 
 from llama_index.core.schema import BaseNode
@@ -14,7 +14,7 @@ from . import _operations as operations
 from ._arguments import read_call_options
 from ._concurrency.slices import SLICE
 from ._lifecycle import ConnectedStore
-from ._retrieval.options import ReadOptions
+from ._retrieval.options import ReadOptions, UpdateOptions
 from .documents import StoredDocument
 
 #: Most nodes of one page of `iter_nodes`.
@@ -22,7 +22,7 @@ DEFAULT_PAGE_SIZE = 1_000
 
 
 class MaintainedStore(ConnectedStore):
-    """A store whose nodes can be counted, gone through and listed.
+    """A store whose nodes can be counted, gone through, listed and updated.
 
     Args:
         **arguments: Those of `StoreArguments`.
@@ -185,3 +185,69 @@ class MaintainedStore(ConnectedStore):
         """List documents without blocking the event loop; see `list_documents`."""
         options = read_call_options(ReadOptions, "alist_documents", kwargs)
         return await self._await("alist_documents", operations.list_documents, filters, options)
+
+    def update_metadata(
+        self,
+        filters: MetadataFilters | None = None,
+        *,
+        node_ids: Sequence[str] | None = None,
+        set: Mapping[str, Any] | None = None,
+        unset: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> int:
+        """Change metadata of the nodes that match, and keep all else, vectors included. Blocks.
+
+        The serialized nodes change together with what filters see of them: columns of
+        `scalar_field_names`, and the dynamic field. Rows stay in their partitions. The ids of
+        documents are not metadata, and stay.
+
+        The rows are read with their vectors and written again, some hundreds at a time. Meanwhile
+        other writes of this process wait, so that none is undone: a node that it deletes does not
+        come back. Milvus has no transactions: what another process writes to a node, or deletes,
+        in the few milliseconds between reading and writing it, is undone.
+
+        Doing it again does no harm, also after an error or a lost connection.
+
+        Args:
+            filters: Metadata filters. Filters without a condition select every node.
+            node_ids: Ids, any number; those that are not in the collection are left out.
+            set: Metadata keys to values.
+            unset: Metadata keys to remove where they are.
+            **kwargs: `milvus_partition_names` (str or list); `timeout` (float), seconds for each
+                RPC, the store's where it is `None`.
+
+        Returns:
+            The number of nodes that match, those included that were so already.
+
+        Raises:
+            ConfigurationError: A keyword argument is unknown or not allowed.
+            QueryError: Neither filters nor ids are given, or neither `set` nor `unset`; or a key
+                or a value is not allowed. Nothing is changed.
+            CollectionError: The collection numbers its rows itself (`auto_id`).
+            FilterError: A filter cannot be expressed.
+            NodeError: A node would become larger than Milvus allows.
+            RowError: A row holds no readable node.
+            PartialWriteError: It failed after nodes were changed; it has their ids.
+            ServerError: Milvus refused or could not be reached.
+        """
+        change = operations.MetadataChange.of(set, unset)
+        options = read_call_options(UpdateOptions, "update_metadata", kwargs)
+        return self._block(
+            "update_metadata", operations.update_metadata, filters, node_ids, change, options
+        )
+
+    async def aupdate_metadata(
+        self,
+        filters: MetadataFilters | None = None,
+        *,
+        node_ids: Sequence[str] | None = None,
+        set: Mapping[str, Any] | None = None,
+        unset: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> int:
+        """Change metadata of nodes without blocking the event loop; see `update_metadata`."""
+        change = operations.MetadataChange.of(set, unset)
+        options = read_call_options(UpdateOptions, "aupdate_metadata", kwargs)
+        return await self._await(
+            "aupdate_metadata", operations.update_metadata, filters, node_ids, change, options
+        )

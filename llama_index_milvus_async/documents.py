@@ -12,9 +12,8 @@ class StoredDocument:
     """A document of which a store has nodes.
 
     Attributes:
-        doc_id: Its id, which `delete` takes; `None` stands for all nodes that have no document.
-            That of a document which was stored whole, as a node, is the id of that node, which
-            `delete_nodes` takes.
+        doc_id: Its id, which `delete` takes; that of the node, where the document was stored
+            whole, as a node. `None` stands for all nodes that have no document.
         node_count: The number of its nodes.
     """
 

@@ -248,7 +248,7 @@ class PartialWriteError(ServerError):
             )
         return f"{super().__str__()} — {'; '.join(outcomes)}"
 
-    _remedy = "add them again"
+    _remedy = "write them again"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (

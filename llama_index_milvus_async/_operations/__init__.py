@@ -3,15 +3,18 @@
 Nothing here knows whether it runs on an event loop or in a blocking call.
 """
 
+from .._translation.row_update import MetadataChange
 from .context import Context
 from .maintenance import NodeIteration, count, list_documents, next_page
 from .queries import query, query_many
 from .reads import get_nodes
 from .setup import Overwrite, Ready, set_up
+from .updates import update_metadata
 from .writes import add, clear, delete, delete_nodes
 
 __all__ = [
     "Context",
+    "MetadataChange",
     "NodeIteration",
     "Overwrite",
     "Ready",
@@ -26,4 +29,5 @@ __all__ = [
     "query",
     "query_many",
     "set_up",
+    "update_metadata",
 ]

@@ -39,10 +39,10 @@ def check_id(argument: str, value: object) -> None:
         raise QueryError(f"{argument} has {value!r}, a {type(value).__name__}; ids are texts")
 
 
-def chunks(ids: Sequence[str]) -> list[Sequence[str]]:
+def chunks(ids: Sequence[str], most: int = MAX_IDS) -> list[Sequence[str]]:
     """Ids without repetitions, no more at once than an expression should have."""
     unique = list(dict.fromkeys(ids))
-    return [unique[i : i + MAX_IDS] for i in range(0, len(unique), MAX_IDS)]
+    return [unique[i : i + most] for i in range(0, len(unique), most)]
 
 
 def expressions_of(

@@ -62,7 +62,7 @@ class Pages:
         self._expression = expression
         self._options = options
         self._rows = rows
-        self._limit = max(1, min(rows, PAGE_BYTES // _first_row_bytes(layout, fields)))
+        self._limit = min(rows, rows_per_page(layout, fields))
         self._at_end = False
         self._query = Query(
             layout.collection_name,
@@ -198,7 +198,8 @@ async def read_some(
     return rows
 
 
-def _first_row_bytes(layout: Layout, fields: Sequence[str]) -> int:
+def rows_per_page(layout: Layout, fields: Sequence[str]) -> int:
+    """How many rows a page has room for, by the dimensions of their vectors."""
     columns = [layout.columns[name] for name in fields if name in layout.columns]
     dims = [column.dim or 0 for column in columns if column.type in VECTOR_TYPES]
-    return _FIRST_ROW_BYTES + 4 * sum(dims)
+    return max(1, PAGE_BYTES // (_FIRST_ROW_BYTES + 4 * sum(dims)))

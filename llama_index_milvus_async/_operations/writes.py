@@ -108,21 +108,7 @@ async def _pack(context: Context, layout: Layout, nodes: Sequence[BaseNode]) -> 
 async def _write(
     context: Context, layout: Layout, rows: Sequence[PackedRow], options: WriteOptions
 ) -> None:
-    # Lite merges the dynamic keys of an upserted row into the old ones, and its insert replaces
-    # the row; a server does the opposite, and its insert would double the row.
-    upsert = context.upsert and not layout.engine.merges_upserted_rows
-    repeatable = context.upsert or layout.engine.replaces_on_insert
-    partition = options.milvus_partition_name
-    request = Insert(
-        layout.collection_name,
-        layout.written_columns,
-        layout.primary_key,
-        partition,
-        upsert,
-        repeatable,
-        layout.schema_timestamp,
-    )
-
+    request = insert_request(layout, options.milvus_partition_name, replace=context.upsert)
     batches = list(split(rows, context.batch_size, MAX_INSERT_BYTES))
     with _progress(len(rows), options) as written:
 
@@ -134,7 +120,22 @@ async def _write(
 
         outcomes = await context.backend.send_all(batches, send)
     if not all(outcome is True for outcome in outcomes):
-        _raise_failure(batches, outcomes, repeatable)
+        _raise_failure(batches, outcomes, request.repeatable)
+
+
+def insert_request(layout: Layout, partition_name: str | None, *, replace: bool) -> Insert:
+    """The request that inserts rows, or replaces those of the same ids."""
+    return Insert(
+        layout.collection_name,
+        layout.written_columns,
+        layout.primary_key,
+        partition_name,
+        # Lite merges the dynamic keys of an upserted row into the old ones, and its insert replaces
+        # the row; a server does the opposite, and its insert would double the row.
+        upsert=replace and not layout.engine.merges_upserted_rows,
+        repeatable=replace or layout.engine.replaces_on_insert,
+        schema_timestamp=layout.schema_timestamp,
+    )
 
 
 def _raise_failure(
@@ -144,10 +145,10 @@ def _raise_failure(
     failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     ids: dict[str, list[str]] = {"written": [], "not_written": [], "unknown": []}
     for batch, outcome in zip(batches, outcomes, strict=True):
-        ids[_write_outcome(outcome)].extend(row.node_id for row in batch)
+        ids[write_outcome(outcome)].extend(row.node_id for row in batch)
     first = next((one for one in failures if isinstance(one, ServerError)), failures[0])
     if ids["unknown"] and not repeatable:
-        lost = next(error for error in failures if _write_outcome(error) == "unknown")
+        lost = next(error for error in failures if write_outcome(error) == "unknown")
         assert isinstance(lost, ServerError)
         raise WriteOutcomeUnknownError(lost.operation, lost.message, lost.code, **ids) from lost
     if not isinstance(first, ServerError) and (ids["written"] or ids["unknown"]):
@@ -157,7 +158,7 @@ def _raise_failure(
     raise PartialWriteError(first.operation, first.message, first.code, **ids) from first
 
 
-def _write_outcome(outcome: Exception | bool) -> str:
+def write_outcome(outcome: Exception | bool) -> str:
     """What has become of the rows of a batch: written, not_written or unknown."""
     if outcome is True:
         return "written"

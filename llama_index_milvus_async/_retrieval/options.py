@@ -56,20 +56,14 @@ class DeleteOptions:
 
 
 @dataclass(frozen=True)
-class ReadOptions:
-    """Keyword arguments of every read.
+class _PartitionOptions:
+    """Keyword arguments of what reads within partitions.
 
     Attributes:
         milvus_partition_names: Partitions to read, a name or a list; all by default.
-        consistency_level: Consistency of this read alone.
-        timeout: Seconds for each RPC of this call.
     """
 
-    parameters: ClassVar[Collection[str]] = ("filters", "node_ids")
-
     milvus_partition_names: str | Sequence[str] | None = None
-    consistency_level: str | None = None
-    timeout: float | None = None
 
     def __post_init__(self) -> None:
         names = self.partition_names
@@ -86,6 +80,36 @@ class ReadOptions:
         if given is None:
             return None
         return (given,) if isinstance(given, str) else tuple(given) if are_several(given) else ()
+
+
+@dataclass(frozen=True)
+class ReadOptions(_PartitionOptions):
+    """Keyword arguments of every read.
+
+    Attributes:
+        milvus_partition_names: Partitions to read, a name or a list; all by default.
+        consistency_level: Consistency of this read alone.
+        timeout: Seconds for each RPC of this call.
+    """
+
+    parameters: ClassVar[Collection[str]] = ("filters", "node_ids")
+
+    consistency_level: str | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class UpdateOptions(_PartitionOptions):
+    """Keyword arguments of an update, which reads all that was written before.
+
+    Attributes:
+        milvus_partition_names: Partitions to update, a name or a list; all by default.
+        timeout: Seconds for each RPC of this call.
+    """
+
+    parameters: ClassVar[Collection[str]] = ("filters", "node_ids", "set", "unset")
+
+    timeout: float | None = None
 
 
 @dataclass(frozen=True)

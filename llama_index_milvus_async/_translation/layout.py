@@ -83,6 +83,7 @@ class Layout:
         dense_fields: The dense vector columns that nodes fill, that of `node.embedding` first.
         sparse_field: The sparse vector column, `None` without one.
         schema_timestamp: The version of the schema.
+        partition_key: The column by whose values Milvus chooses partitions, `None` without one.
     """
 
     collection_name: str
@@ -96,6 +97,7 @@ class Layout:
     dynamic: bool
     engine: Engine
     schema_timestamp: int = 0
+    partition_key: str | None = None
 
     @classmethod
     def from_description(
@@ -118,6 +120,7 @@ class Layout:
             for field in description["fields"]
         }
         primary = next(field for field in description["fields"] if field.get("is_primary"))
+        partition_keys = (f["name"] for f in description["fields"] if f.get("is_partition_key"))
         dynamic = bool(description.get("enable_dynamic_field"))
         known = settings.doc_id_field in columns or dynamic
         return cls(
@@ -132,6 +135,7 @@ class Layout:
             dynamic=dynamic,
             engine=engine,
             schema_timestamp=int(description.get("update_timestamp") or 0),
+            partition_key=next(partition_keys, None),
         )
 
     @property

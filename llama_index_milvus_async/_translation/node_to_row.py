@@ -58,11 +58,14 @@ class RowPacker:
 
     Args:
         layout: The collection.
+        with_vectors: Whether the rows have the vectors of their nodes.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, with_vectors: bool = True) -> None:
         self._layout = layout
-        self._dense = [layout.dense_column(name) for name in layout.dense_fields]
+        dense = layout.dense_fields if with_vectors else ()
+        self._dense = [layout.dense_column(name) for name in dense]
+        self._sparse_field = layout.sparse_field if with_vectors and layout.encodes_sparse else None
         self._further = frozenset(layout.dense_fields[1:])
         #: Of how many nodes filters see long texts shortened.
         self.shortened = 0
@@ -151,10 +154,9 @@ class RowPacker:
                 values[column.name] = packed(embedding, column.type, column.dim)
             except ValueError as error:
                 report(f"{what} {error}")
-        sparse_field = self._layout.sparse_field
-        if sparse_field is not None and self._layout.encodes_sparse:
+        if self._sparse_field is not None:
             try:
-                values[sparse_field] = sparse_bytes(sparse_vector(sparse))
+                values[self._sparse_field] = sparse_bytes(sparse_vector(sparse))
             except ValueError as error:
                 report(f"its sparse embedding {error}")
 

@@ -7,7 +7,8 @@ suspend, so that `run_sync` can drive them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from .._wire.responses import ResponseRows
 from ..errors import store_closed
 from . import lite
 from .retries import retry_until_deadline, time_left
-from .rpcs import loaded, send_delete, send_query
+from .rpcs import loaded, send_delete, send_insert, send_query
 from .transport import Left, Transport
 
 T = TypeVar("T")
@@ -122,6 +123,10 @@ class Backend(ABC):
         if partition_name not in known and await self.has_partition(name, partition_name, timeout):
             known.add(partition_name)
         return partition_name in known
+
+    async def partition_names(self, name: str, timeout: float | None) -> list[str]:
+        """The partitions of a collection."""
+        return list(await self._call("list_partitions", name, timeout=timeout))
 
     async def create_collection(
         self, name: str, schema: CollectionSchema, consistency_level: str
@@ -269,6 +274,24 @@ class Backend(ABC):
         """Delete the rows that an expression matches."""
         send = partial(send_delete, self._transport, collection_name, expression, partition_name)
         await self._repeat(collection_name, send, timeout)
+
+    @asynccontextmanager
+    async def rewriting(self, collection_name: str, timeout: float | None) -> AsyncIterator[None]:
+        """Keep all other writes of this process away from a collection; see `rewrite`."""
+        self._check_open()
+        left = time_left(self._seconds(timeout))
+        async with self._transport.rewriting(collection_name, left):
+            yield
+
+    async def rewrite(self, request: Insert, rows: Sequence[Row], timeout: float | None) -> None:
+        """Write rows that were read inside of `rewriting`.
+
+        In RPCs of their own: what they would share one with waits for them.
+        """
+        send = partial(send_insert, self._transport, request, rows)
+        await self._repeat(
+            request.collection_name, lambda left: send(left, rewriting=True), timeout
+        )
 
     # Work that is not Milvus'.
 

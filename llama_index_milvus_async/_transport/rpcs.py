@@ -26,9 +26,14 @@ _MOST_LOADS = 3
 
 
 async def send_insert(
-    transport: Transport, request: Insert, rows: Sequence[Row], left: Left
+    transport: Transport,
+    request: Insert,
+    rows: Sequence[Row],
+    left: Left,
+    *,
+    rewriting: bool = False,
 ) -> Sequence[None]:
-    """Insert or upsert rows."""
+    """Insert or upsert rows; `rewriting` as in `Transport.rpc`."""
     items = len(rows)
     if request.upsert:
         # Of equal ids in one upsert a server keeps the first, or refuses all of them.
@@ -36,7 +41,9 @@ async def send_insert(
     database = transport.session.database
     message = requests.insert(request, rows, database)
     operation, rpc = ("upsert", "Upsert") if request.upsert else ("insert", "Insert")
-    response = await transport.rpc(operation, rpc, request.collection_name, message, left)
+    response = await transport.rpc(
+        operation, rpc, request.collection_name, message, left, rewriting=rewriting
+    )
     transport.session.memory(request.collection_name).note_write(response.timestamp)
     return [None] * items
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .._concurrency.fair_lock import FairLock
 from .._wire.stub import last_write
 from .lite import CollectionLocks
 
@@ -26,6 +28,7 @@ _LEVELS = {"Strong": 0, "Session": 1, "Bounded": 2, "Eventually": 3}
 _TIMESTAMPS = {"Strong": 0, "Bounded": 2}
 #: A timestamp that every server has reached.
 _ANY = 1
+_WRITES = frozenset({"insert", "upsert", "delete"})
 
 
 _writing = threading.Lock()
@@ -42,6 +45,7 @@ class CollectionMemory:
         partitions: Partitions that were there when the process last asked for them.
         unflushed_rows: Rows that were written since the last flush; counted on Milvus Lite only.
         writes: How many inserts and upserts Milvus has acknowledged.
+        rewriting: Held alone by who reads rows to write them again, and shared by all other writes.
     """
 
     last_write: int = 0
@@ -50,6 +54,17 @@ class CollectionMemory:
     unflushed_rows: int = 0
     writes: int = 0
     partitions: set[str] = field(default_factory=set)
+    rewriting: FairLock = field(default_factory=FairLock)
+
+    def needed_locks(self, operation: str, *, rewriting: bool) -> Sequence[tuple[FairLock, bool]]:
+        """The locks that an operation needs, in their order, and whether it shares each.
+
+        Args:
+            operation: The operation.
+            rewriting: Whether its caller holds that lock.
+        """
+        locks = [(self.rewriting, True)] if operation in _WRITES and not rewriting else []
+        return [*locks, *(self.locks.needed(operation) if self.locks is not None else ())]
 
     def note_write(self, timestamp: int) -> None:
         """Remember an insert or upsert."""
@@ -127,5 +142,6 @@ def after_fork_in_child() -> None:
     global _writing
     _writing = threading.Lock()
     for memory in _memories.values():
+        memory.rewriting = FairLock()
         if memory.locks is not None:
             memory.locks = CollectionLocks()

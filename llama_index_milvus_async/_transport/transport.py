@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from .._concurrency.backoff import MAX_RESENDS, NotSentError
@@ -91,9 +92,24 @@ class Transport(ABC):
         """Wait."""
 
     async def rpc(
-        self, operation: str, rpc: str, collection_name: str, message: Any, left: Left
+        self,
+        operation: str,
+        rpc: str,
+        collection_name: str,
+        message: Any,
+        left: Left,
+        *,
+        rewriting: bool = False,
     ) -> Any:
         """Send a message on the stub; returns the response of a success.
+
+        Args:
+            operation: What the message asks for.
+            rpc: The RPC.
+            collection_name: The collection.
+            message: The message.
+            left: Says how many seconds are left.
+            rewriting: Whether the caller has the collection for itself; see `rewriting`.
 
         Raises:
             ServerError: Milvus refused, or did not answer.
@@ -102,7 +118,27 @@ class Transport(ABC):
         def send(connected: Connected, seconds: float | None) -> Any:
             return connected.stub.send(rpc, message, seconds)
 
-        return await self._in_turn(operation, collection_name, send, left, has_status=True)
+        memory = self.session.memory(collection_name)
+        needed = memory.needed_locks(operation, rewriting=rewriting)
+        return await self._in_turn(operation, needed, send, left, has_status=True)
+
+    @asynccontextmanager
+    async def rewriting(self, collection_name: str, left: Left) -> AsyncIterator[None]:
+        """Keep all other writes of this process away from a collection.
+
+        Who reads rows to write them again would undo what others write between the two.
+
+        Raises:
+            RequestTimeoutError: The time was over before.
+        """
+        lock = self.session.memory(collection_name).rewriting
+        ticket = lock.enqueue(self.loop)
+        try:
+            with translated("update", self.address):
+                await self._acquire(lock, ticket, left)
+            yield
+        finally:
+            lock.release(ticket)
 
     async def call(
         self, method: str, collection_name: str, *args: Any, left: Left, **kwargs: Any
@@ -121,20 +157,19 @@ class Transport(ABC):
             return getattr(connected.client, method)(*args, timeout=seconds, **kwargs)
 
         with expected_failures():
-            return await self._in_turn(method, collection_name, send, left, has_status=False)
+            needed = self.session.memory(collection_name).needed_locks(method, rewriting=False)
+        return await self._in_turn(method, needed, send, left, has_status=False)
 
     async def _in_turn(
         self,
         operation: str,
-        collection_name: str,
+        needed: Sequence[tuple[FairLock, bool]],
         send: Callable[[Connected, float | None], Any],
         left: Left,
         *,
         has_status: bool,
     ) -> Any:
-        """Make an attempt while holding the collection's locks, where the engine needs them."""
-        locks = self.session.memory(collection_name).locks
-        needed = locks.needed(operation) if locks is not None else ()
+        """Make an attempt while holding the locks that it needs."""
         if not needed:
             return await self._attempt(operation, send, left, has_status=has_status)
         held: list[tuple[FairLock, Ticket]] = []

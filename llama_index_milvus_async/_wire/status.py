@@ -46,6 +46,7 @@ READS = frozenset(
         "hybrid",
         "hybrid_search",
         "list_indexes",
+        "list_partitions",
         "query",
         "search",
     }
