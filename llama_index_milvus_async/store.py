@@ -384,7 +384,9 @@ class MilvusVectorStore(MaintainedStore):
 
         Args:
             query: `DEFAULT` and `MMR` need `query_embedding`, `SPARSE` and `TEXT_SEARCH`
-                `query_str`, `HYBRID` both. Numbers of hits are 1 to 16,384. `SPARSE` and
+                `query_str`, `HYBRID` both. `DEFAULT` with filters, ids or `string_expr` and no
+                embedding returns the first nodes that match, in the order of the primary key,
+                without similarities (`None`). Numbers of hits are 1 to 16,384. `SPARSE` and
                 `TEXT_SEARCH` return `sparse_top_k`, `HYBRID` returns `hybrid_top_k`, where they
                 are given, and `similarity_top_k` otherwise. The legs of a hybrid search find
                 exactly `similarity_top_k` dense and `sparse_top_k` sparse candidates; a text

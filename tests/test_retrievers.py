@@ -389,6 +389,13 @@ async def test_the_model_s_top_k_applies(index, colour):
     assert len(await retrieve(colour, retriever, "anything")) == 2
 
 
+async def test_a_question_about_metadata_alone_is_answered_by_the_filters(index, colour):
+    retriever = auto(index, {"query": "", "filters": [condition("topic", "==", "tea")]})
+    nodes = await retrieve(colour, retriever, "all about tea")
+    assert topics(nodes) == ["tea"] * 3
+    assert {node.score for node in nodes} == {None}
+
+
 async def test_extra_filters_apply_beside_the_model_s(index, colour):
     extra = MetadataFilters(
         filters=[MetadataFilter(key="year", operator=FilterOperator.LT, value=1800)]

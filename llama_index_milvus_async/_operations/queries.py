@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -12,7 +11,12 @@ from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryResult
 
 from .._concurrency.drivers import is_asynchronous
-from .._retrieval.checks import check_query, check_search_options, has_text
+from .._retrieval.checks import (
+    asks_for_all_that_match,
+    check_query,
+    check_search_options,
+    has_text,
+)
 from .._retrieval.modes import mode_of
 from .._retrieval.options import SearchOptions
 from .._retrieval.plan import PreparedSearch, SearchPlanner
@@ -34,6 +38,7 @@ from .._transport.limits import MAX_SEARCH_HITS, MAX_SEARCH_VECTORS
 from ..errors import QueryError, ServerError
 from .context import Context
 from .ids import in_parts
+from .listings import explained, list_matching
 from .missing_keys import warn_of_missing_keys
 from .partitions import check_partitions
 from .setup import Ready
@@ -43,8 +48,6 @@ _Place = tuple[int, int]
 #: What is sent for it: the request, and the data that it does not share with others.
 _Wanted = Mapping[_Place, tuple[Search | HybridSearch, Any]]
 
-# How Milvus, and Milvus Lite, begin to say where an expression goes wrong.
-_CANNOT_PARSE = re.compile(r"cannot parse expression|^.+ at column \d+\n")
 #: Output fields that are not keys.
 _ALL_FIELDS = frozenset({"*", DYNAMIC_FIELD})
 
@@ -75,6 +78,12 @@ async def query_many(
     await context.backend.convert(queries, lambda query: check_query(query, options))
     results = [empty_result() for _ in queries]
     asked = [i for i, query in enumerate(queries) if query.doc_ids is None or query.doc_ids]
+    listed = [i for i in asked if asks_for_all_that_match(queries[i], options)]
+    if listed:
+        asked = [i for i in asked if i not in set(listed)]
+        answers = await list_matching(context, [queries[i] for i in listed], options)
+        for i, answer in zip(listed, answers, strict=True):
+            results[i] = answer
     if not asked:
         return results
 
@@ -84,7 +93,7 @@ async def query_many(
         try:
             hits = await _search(context, searches, options)
         except ServerError as error:
-            raise _explained(error, options) from error
+            raise explained(error, options) from error
         found = await _make_nodes(context, searches, hits)
         await _warn_of_missing_keys(context, ready, found)
         return found
@@ -98,20 +107,6 @@ async def query_many(
             nodes=found, similarities=similarities, ids=[node.node_id for node in found]
         )
     return results
-
-
-def _explained(error: ServerError, options: SearchOptions) -> ServerError:
-    """The error of a search, in our words first where they say what to do."""
-    refused = error.is_answer and _CANNOT_PARSE.search(error.message)
-    if options.string_expr is None or not refused:
-        return error
-    return ServerError(
-        error.operation,
-        f"string_expr is {options.string_expr!r}, which is not in Milvus' language "
-        "(https://milvus.io/docs/boolean.md): equality is ==; and, or, not are in small letters; "
-        f"texts are in quotes ({error.message})",
-        error.code,
-    )
 
 
 async def _prepare(

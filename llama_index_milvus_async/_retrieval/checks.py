@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from llama_index.core.vector_stores.types import VectorStoreQuery
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
 from .._translation.filters import list_filters, metadata_filters
 from .._translation.numbers import is_number
@@ -75,10 +75,15 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
         raise QueryError(f"alpha is {alpha!r}; it must be a number in 0 (sparse) to 1 (dense)")
     if options.milvus_ranker is not None and alpha not in (None, 0, 1):
         raise QueryError("alpha and milvus_ranker both say how to rank; pass one of them")
-    if mode.needs_embedding(query) and (
-        query.query_embedding is None or not len(query.query_embedding)
-    ):
-        raise lacking("query_embedding", query, mode)
+    if mode.needs_embedding(query) and not _has_embedding(query):
+        if not asks_for_all_that_match(query, options):
+            raise lacking("query_embedding", query, mode)
+        for name in ("score_threshold", "group_by_field"):
+            if getattr(options, name) is not None:
+                raise QueryError(
+                    f"{name} is for hits of a search, and a query without query_embedding returns "
+                    "nodes that match, in no order of similarity; leave it out, or embed a question"
+                )
     # Without a sparse field, which is not known here, several dense ones need no text.
     needs_text = mode.searches_sparse(query) and not options.has_several_dense_fields
     if needs_text and not has_text(query):
@@ -88,6 +93,26 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
         raise QueryError(f"mmr_threshold is {threshold!r}; it must be a number in 0..1")
     if options.offset:
         _check_pool(query, mode, options)
+
+
+def asks_for_all_that_match(query: VectorStoreQuery, options: SearchOptions) -> bool:
+    """Whether a query has no embedding, and says by other means which nodes it wants.
+
+    So ask LlamaIndex's auto-retrievers where a question is only about metadata.
+    """
+    restricts = (
+        metadata_filters(query.filters).filters
+        or query.node_ids  # an empty list means every node
+        or query.doc_ids is not None
+        or options.milvus_scalar_filters
+        or (options.string_expr and options.string_expr.strip())
+    )
+    is_default = query.mode == VectorStoreQueryMode.DEFAULT
+    return is_default and not _has_embedding(query) and bool(restricts)
+
+
+def _has_embedding(query: VectorStoreQuery) -> bool:
+    return query.query_embedding is not None and len(query.query_embedding) > 0
 
 
 def has_text(query: VectorStoreQuery) -> bool:

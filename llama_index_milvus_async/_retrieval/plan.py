@@ -184,7 +184,7 @@ class SearchPlanner:
         options, layout = self._options, self._layout
         mode = mode_of(query, options)
         embedding_field = query.embedding_field or layout.embedding_field
-        named = self._store.output_fields if query.output_fields is None else query.output_fields
+        named = self._named_fields(query)
         reader, fetched = self._reader(tuple(named), embedding_field, mode.diversifies)
         limit = mode.limit(query, options)
 
@@ -230,6 +230,19 @@ class SearchPlanner:
         return PreparedSearch(
             query, options, mode, tuple(legs), hybrid, ranker, limit, layout, reader
         )
+
+    def prepare_listing(self, query: VectorStoreQuery) -> tuple[str, RowReader]:
+        """The expression of the nodes that a query without an embedding asks for, and their reader.
+
+        Raises:
+            FilterError: A filter cannot be expressed.
+        """
+        embedding_field = query.embedding_field or self._layout.embedding_field
+        reader, _ = self._reader(tuple(self._named_fields(query)), embedding_field, False)
+        return self._expression(query), reader
+
+    def _named_fields(self, query: VectorStoreQuery) -> Sequence[str]:
+        return self._store.output_fields if query.output_fields is None else query.output_fields
 
     def _reader(
         self, named: tuple[str, ...], embedding_field: str | None, with_embedding: bool

@@ -348,3 +348,55 @@ async def test_mmr_on_another_embedding_field(two_vectors, coloured):
 async def test_a_query_of_the_other_field_s_dimension_is_refused(two_vectors, coloured):
     with pytest.raises(QueryError, match=r"has 8 dimensions, the collection 4 \(field 'small'\)"):
         await coloured(two_vectors).query(query_for(embedding_field="small"))
+
+
+# Without an embedding: what an auto-retriever asks where a question is only about metadata
+
+
+ALL = {"similarity_top_k": N, "query_embedding": None, "query_str": ""}
+
+
+@pytest.mark.parametrize("embedding", [None, []], ids=repr)
+async def test_without_an_embedding_the_nodes_that_match_come_without_similarities(
+    store, coloured, embedding
+):
+    wanted = [node.node_id for node in NODES[3:7]]
+    query = query_for(**{**ALL, "query_embedding": embedding, "node_ids": wanted})
+    result = await coloured(store).query(query)
+    assert result.ids == sorted(wanted)
+    assert [node.node_id for node in result.nodes] == result.ids
+    assert result.similarities is None
+    query.similarity_top_k = 3
+    assert (await coloured(store).query(query)).ids == sorted(wanted)[:3]
+    assert (await coloured(store).query(query, offset=2)).ids == sorted(wanted)[2:]
+
+
+async def test_filters_documents_and_expressions_select_as_in_a_search(store, coloured):
+    store = coloured(store)
+    node = NODES[0]
+    poems = MetadataFilters(filters=[MetadataFilter(key="kind", value="poem")])
+    matching = sorted(n.node_id for n in NODES if n.metadata["kind"] == "poem")
+    assert (await store.query(query_for(**ALL, filters=poems))).ids == matching
+    expression = {"string_expr": f'id == "{node.node_id}"'}
+    assert (await store.query(query_for(**ALL), **expression)).ids == [node.node_id]
+    assert (await store.query(query_for(**ALL, doc_ids=[]))).ids == []
+    both = await store.query_many(
+        [query_for(**ALL, node_ids=[node.node_id]), query_for(similarity_top_k=1)]
+    )
+    assert [len(result.ids) for result in both] == [1, 1]
+    assert both[0].similarities is None
+    assert len(both[1].similarities) == 1
+
+
+@pytest.mark.parametrize(
+    "nothing", [{}, {"filters": MetadataFilters(filters=[])}, {"node_ids": []}], ids=str
+)
+async def test_without_an_embedding_and_a_restriction_a_query_is_refused(store, coloured, nothing):
+    with pytest.raises(QueryError, match="needs query_embedding, and it is missing"):
+        await coloured(store).query(query_for(**ALL, **nothing))
+
+
+@pytest.mark.parametrize("option", [{"score_threshold": 0.5}, {"group_by_field": "id"}], ids=str)
+async def test_without_an_embedding_what_needs_similarities_is_refused(store, coloured, option):
+    with pytest.raises(QueryError, match="is for hits of a search"):
+        await coloured(store).query(query_for(**ALL, node_ids=["a"]), **option)
