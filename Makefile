@@ -33,7 +33,7 @@ INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench quality soak docs check test test-pymilvus30 test-pymilvus26 test-newest test-slow lint types format clean
+.PHONY: help demo bench bench-questions quality soak docs check test test-pymilvus30 test-pymilvus26 test-newest test-slow lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ demo: $(VENV)/.installed-demo ## install the demo's requirements and run it
 
 bench: $(VENVBENCH)/.installed ## compare with upstream and the raw client; 25 minutes
 	$(VENVBENCH)/bin/python -m benchmarks $(BENCH_ARGS)
+
+bench-questions: $(VENV)/.installed-demo ## questions a second from text to nodes, with a real model; 5 minutes
+	$(VENV)/bin/python -m benchmarks.questions $(BENCH_ARGS)
 
 quality: $(VENV)/.installed-demo ## recall and nDCG of dense, full-text and hybrid retrieval
 	$(VENV)/bin/python -m benchmarks.retrieval

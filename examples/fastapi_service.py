@@ -7,9 +7,9 @@
     curl 'localhost:8000/search?q=Who+pours+tea&top_k=3&mode=hybrid'
     curl localhost:8000/stats
 
-Requests that wait at the same time share the runs of the embedding model (`Embedder`) and then,
-by the store's own doing, RPCs: `/stats` shows how many. The service starts without Milvus as well,
-says 503 until it is there, and needs no restart then.
+Requests that wait at the same time share the runs of the embedding model (`CoalescingEmbedding`)
+and then, by the store's own doing, RPCs: `/stats` shows how many. The service starts without Milvus
+as well, says 503 until it is there, and needs no restart then.
 
 Settings are environment variables: MILVUS_URI (a file of Milvus Lite by default, which one process
 at a time can open: no `--workers`), MILVUS_TOKEN, MILVUS_COLLECTION, MILVUS_TIMEOUT in seconds for
@@ -23,9 +23,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -44,7 +42,7 @@ try:
     from pydantic import BaseModel, Field
 
     from examples.async_rag import CHUNK_OVERLAP, CHUNK_SIZE, DemoError, load_embed_model
-    from llama_index_milvus_async import MilvusVectorStore
+    from llama_index_milvus_async import CoalescingEmbedding, MilvusVectorStore
     from llama_index_milvus_async.errors import (
         FilterError,
         MilvusVectorStoreError,
@@ -62,8 +60,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("uvicorn.error")  # uvicorn's log of everything but requests
 
-#: Most texts of one run of the model, so that a query need not wait long behind documents.
-MAX_EMBEDDED = 32
 #: Seconds that Milvus has to answer /health.
 HEALTH_TIMEOUT = 3.0
 
@@ -96,58 +92,12 @@ class Found(BaseModel):
     metadata: dict[str, Any]
 
 
-class Embedder:
-    """An embedding model that serves concurrent callers.
-
-    It works in a thread, so that the event loop goes on, and in one at a time, because tokenizers
-    are not made for more. Texts that arrive while it works are its next batch, so that callers
-    who came together leave together: their requests to Milvus then share RPCs, too.
-
-    Args:
-        embed: Makes embeddings of texts; blocks.
-        thread: Where it runs.
-    """
-
-    def __init__(
-        self, embed: Callable[[list[str]], list[list[float]]], thread: ThreadPoolExecutor
-    ) -> None:
-        self._embed = embed
-        self._thread = thread
-        self._waiting: deque[tuple[str, asyncio.Future[list[float]]]] = deque()
-        self._work: asyncio.Task[None] | None = None
-
-    async def embed(self, texts: list[str]) -> list[list[float]]:
-        """Embeddings of the texts, in their order."""
-        futures = [asyncio.get_running_loop().create_future() for _ in texts]
-        self._waiting.extend(zip(texts, futures, strict=True))
-        if self._work is None or self._work.done():
-            self._work = asyncio.create_task(self._embed_waiting())
-        return await asyncio.gather(*futures)
-
-    async def _embed_waiting(self) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(MAX_EMBEDDED, len(self._waiting)))]
-            texts = [text for text, _ in batch]
-            loop = asyncio.get_running_loop()
-            try:
-                embeddings = await loop.run_in_executor(self._thread, self._embed, texts)
-            except Exception as error:
-                for _, future in batch:
-                    if not future.done():  # its caller may have gone
-                        future.set_exception(error)
-            else:
-                for (_, future), embedding in zip(batch, embeddings, strict=True):
-                    if not future.done():
-                        future.set_result(embedding)
-
-
 class Library:
     """Documents in a store, in passages of a size that the embedding model reads."""
 
-    def __init__(self, store: MilvusVectorStore, texts: Embedder, queries: Embedder) -> None:
+    def __init__(self, store: MilvusVectorStore, embed_model: CoalescingEmbedding) -> None:
         self.store = store
-        self._texts = texts
-        self._queries = queries
+        self.embed_model = embed_model
         self._splitter = SentenceSplitter(chunk_size=CHUNK_SIZE, chunk_overlap=CHUNK_OVERLAP)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -157,7 +107,7 @@ class Library:
         The former one stays where this one is refused, and is never missing in between.
         """
         texts = await asyncio.to_thread(self._splitter.split_text, document.text)
-        embeddings = await self._texts.embed(texts)
+        embeddings = await self.embed_model.aget_text_embedding_batch(texts)
         source = RelatedNodeInfo(node_id=document.id, metadata={"passages": len(texts)})
         nodes = [
             TextNode(
@@ -187,7 +137,7 @@ class Library:
         """Find the passages nearest to a text, best first."""
         embedding = None
         if mode not in ("text_search", "sparse"):
-            [embedding] = await self._queries.embed([text])
+            embedding = await self.embed_model.aget_query_embedding(text)
         query = VectorStoreQuery(
             query_str=text,
             query_embedding=embedding,
@@ -257,10 +207,11 @@ async def health(library: TheLibrary) -> dict[str, str]:
 
 @router.get("/stats")
 async def stats(library: TheLibrary) -> dict[str, dict[str, int | float]]:
-    """Calls and RPCs of each kind since the start."""
+    """Calls, and runs of the model or RPCs, of each kind since the start."""
+    kinds = {**library.embed_model.stats(), **library.store.stats()}
     return {
         kind: {**asdict(counts), "items_per_rpc": counts.items_per_rpc}
-        for kind, counts in library.store.stats().items()
+        for kind, counts in kinds.items()
     }
 
 
@@ -328,19 +279,14 @@ def create_app(embed_model: BaseEmbedding | None = None) -> Service:
             app.problem = f"{error}. Install what the embedding model needs: {INSTALL}"
             raise
 
-        def embed_queries(queries: list[str]) -> list[list[float]]:
-            return [model.get_query_embedding(query) for query in queries]
-
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedding") as thread:
-            texts = Embedder(model.get_text_embedding_batch, thread)
-            queries = Embedder(embed_queries, thread)
-            [sample] = await queries.embed(["How many dimensions?"])
-            async with aclosing(configured.model_copy(update={"dim": len(sample)})) as store:
-                try:
-                    await store.aconnect()
-                except MilvusVectorStoreError as error:
-                    logger.error("%s. The service starts, and tries again at each request.", error)
-                yield {"library": Library(store, texts, queries)}
+        coalescing = CoalescingEmbedding(model)
+        sample = await coalescing.aget_query_embedding("How many dimensions?")
+        async with aclosing(configured.model_copy(update={"dim": len(sample)})) as store:
+            try:
+                await store.aconnect()
+            except MilvusVectorStoreError as error:
+                logger.error("%s. The service starts, and tries again at each request.", error)
+            yield {"library": Library(store, coalescing)}
 
     app = Service(title="Search on Milvus", lifespan=lifespan)
     app.include_router(router)

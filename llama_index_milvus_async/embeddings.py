@@ -35,7 +35,10 @@ EmbedFunction: TypeAlias = Callable[
 
 #: Most texts of one call of a model in this process by default, unless its own batches are larger:
 #: more would keep a question waiting longer, and gain little.
-DEFAULT_MAX_BATCH = 32
+DEFAULT_MAX_TEXTS = 32
+#: The same for questions. They are short, those behind them wait for them anyway, and those that
+#: leave together search together, beside no further call that takes their cores.
+DEFAULT_MAX_QUESTIONS = 256
 #: What a `CoalescingEmbedding` has of its model, unless it is given.
 OF_THE_MODEL = (
     *("model_name", "embed_batch_size", "num_workers", "callback_manager", "embeddings_cache"),
@@ -71,7 +74,7 @@ class CoalescingEmbedding(BaseEmbedding):
         embed_queries: Embeds a list of questions: plain, and then called in a thread, or `async`.
         embed_texts: Embeds a list of texts, likewise.
         max_batch: Most texts of one call. By default `embed_batch_size` for a service, and as many
-            times that as fit into 32 for a model that computes in this process.
+            times that as fit into 256 questions or 32 texts for a model in this process.
         max_in_flight: Most calls under way on each event loop. By default 1 for what computes in
             this process, because tokenizers are not made for more, and 8 for services and `async`
             functions. With 2 or more, one is kept for questions while documents are embedded.
@@ -201,16 +204,16 @@ class CoalescingEmbedding(BaseEmbedding):
         if self.embed_texts is not None:
             adapter = Adapter(adapter.questions, _route_of(self.embed_texts, adapter.texts))
 
-        def max_batch(route: Route) -> int:
+        def max_batch(route: Route, default: int) -> int:
             # Whole batches, because the model cuts what it is given into batches of this size.
-            batches = 1 if route.is_service else DEFAULT_MAX_BATCH // self.embed_batch_size
+            batches = 1 if route.is_service else default // self.embed_batch_size
             return self.max_batch or max(1, batches) * self.embed_batch_size
 
         return Engine(
             self.model,
             adapter,
-            max_questions=max_batch(adapter.questions),
-            max_texts=max_batch(adapter.texts),
+            max_questions=max_batch(adapter.questions, DEFAULT_MAX_QUESTIONS),
+            max_texts=max_batch(adapter.texts, DEFAULT_MAX_TEXTS),
             max_in_flight=self.max_in_flight,
         )
 

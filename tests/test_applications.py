@@ -264,6 +264,9 @@ async def test_concurrent_requests_share_rpcs(service: Service) -> None:
     after = service.stats("insert")
     assert after["calls"] - inserts["calls"] == 50
     assert after["rpcs"] - inserts["rpcs"] <= 20
+    embedded = service.stats("text")
+    assert embedded["calls"] >= 50
+    assert embedded["items_per_rpc"] > 2
 
     before = service.stats("search")
     searches = [

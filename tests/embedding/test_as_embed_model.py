@@ -316,5 +316,5 @@ async def test_questions_of_a_service_share_calls_of_the_model_and_rpcs(make_sto
     found = await asyncio.gather(*map(retriever.aretrieve, questions))
     for question, [hit] in zip(questions, found, strict=True):
         assert question.split()[3].rstrip("?") in hit.node.get_content()
-    assert [len(texts) for texts in functions.calls.lists] == [30, 10]
+    assert [len(texts) for texts in functions.calls.lists] == [40]
     assert store.stats()["search"].rpcs - before <= 4

@@ -30,12 +30,12 @@ async def gathered(*awaitables):
 async def test_questions_that_wait_together_share_a_call():
     functions = Functions()
     model = CoalescingEmbedding(BatchModel(), embed_queries=functions.embed_queries)
-    questions = [f"question {n}" for n in range(70)]
+    questions = [f"question {n}" for n in range(300)]
     embeddings = await gathered(*map(model.aget_query_embedding, questions))
     assert embeddings == [vector(QUESTION, question) for question in questions]
-    assert [len(texts) for texts in functions.calls.lists] == [30, 30, 10]
+    assert [len(texts) for texts in functions.calls.lists] == [250, 50]
     counts = model.stats()["query"]
-    assert (counts.calls, counts.rpcs, counts.items) == (70, 3, 70)
+    assert (counts.calls, counts.rpcs, counts.items) == (300, 2, 300)
 
 
 async def test_texts_of_all_callers_share_calls():
