@@ -77,10 +77,10 @@ class MaintainedStore(ConnectedStore):
     ) -> Generator[BaseNode, None, None]:
         """Go through the nodes that match, one by one, without holding them all. Blocks.
 
-        They come in the order of the primary key, as few of them in memory as a page has. A node
-        that is there all the time comes exactly once, whatever is written meanwhile. One that is
-        added, changed or deleted meanwhile comes as it is when its page is read. Leave whenever
-        you like: nothing is open between two pages.
+        They come in the order of the primary key, no more of them in memory than two pages have.
+        A node that is there all the time comes exactly once, whatever is written meanwhile. One
+        that is added, changed or deleted meanwhile comes as it is when its page is read. Leave
+        whenever you like: nothing stays open.
 
         Args:
             filters: Metadata filters; all nodes by default.
@@ -137,20 +137,26 @@ class MaintainedStore(ConnectedStore):
         )
 
     def _iterate(self, iteration: operations.NodeIteration) -> Generator[BaseNode, None, None]:
-        while page := self._block("iter_nodes", operations.next_page, iteration):
-            yield from page
+        try:
+            while page := self._block("iter_nodes", operations.next_page, iteration):
+                yield from page
+        finally:
+            iteration.close()
 
     async def _aiterate(
         self, iteration: operations.NodeIteration
     ) -> AsyncGenerator[BaseNode, None]:
-        while page := await self._await("aiter_nodes", operations.next_page, iteration):
-            began = time.perf_counter()
-            for node in page:
-                yield node
-                # What the caller does with the nodes of a page may never wait for anything.
-                if time.perf_counter() - began > SLICE:
-                    await asyncio.sleep(0)
-                    began = time.perf_counter()
+        try:
+            while page := await self._await("aiter_nodes", operations.next_page, iteration):
+                began = time.perf_counter()
+                for node in page:
+                    yield node
+                    # What the caller does with the nodes of a page may never wait for anything.
+                    if time.perf_counter() - began > SLICE:
+                        await asyncio.sleep(0)
+                        began = time.perf_counter()
+        finally:
+            iteration.close()
 
     def list_documents(
         self, filters: MetadataFilters | None = None, **kwargs: Any

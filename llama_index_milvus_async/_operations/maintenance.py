@@ -13,6 +13,7 @@ from .._rpc import Row
 from .._translation import filters as _filters
 from .._translation.layout import NO_DOC_ID, NODE_TYPE_FIELD, Layout
 from .._translation.row_to_node import RowReader
+from .._transport.backend import Begun
 from ..documents import StoredDocument
 from ..errors import CollectionError
 from .context import Context
@@ -77,6 +78,7 @@ class NodeIteration:
         self._pages: Pages | None = None
         self._reader: RowReader | None = None
         self._last: str | int | None = None
+        self._begun: Begun[Sequence[Row]] | None = None
 
     async def next_page(self, context: Context) -> list[BaseNode]:
         """The next nodes, in the order of the primary key; none after the last."""
@@ -86,6 +88,7 @@ class NodeIteration:
         pages, reader = self._pages, self._reader
         if pages is None or reader is None or pages.layout is not ready.layout:
             # At the beginning, and where the collection has changed.
+            self.close()
             named, include = self._output_fields, self._include_embeddings
             fields = fields_to_read(context, ready.layout, named, include)
             reader = self._reader = RowReader(ready.layout, fields)
@@ -101,9 +104,21 @@ class NodeIteration:
             )
             await pages.settle()
             self._pages = pages
-        nodes = await context.backend.convert(await pages.next(), reader.node)
-        self._last = pages.last
+        begun, self._begun = self._begun, None
+        rows = await (pages.next() if begun is None else begun)
+        last = pages.last
+        if rows:
+            # Milvus reads the next page while nodes are made of this one, and used.
+            self._begun = context.backend.begin(pages.next())
+        nodes = await context.backend.convert(rows, reader.node)
+        self._last = last
         return nodes
+
+    def close(self) -> None:
+        """Give up the page that is being read."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.cancel()
 
 
 async def next_page(context: Context, iteration: NodeIteration) -> list[BaseNode]:

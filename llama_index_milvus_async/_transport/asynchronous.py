@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -24,7 +24,7 @@ from .._wire.address import Address
 from .._wire.responses import SearchResponse
 from .._wire.status import READS, check, is_refusal_of_data, translate
 from ..errors import FilterError, RowError, UnreachableError
-from .backend import Backend, Encoder
+from .backend import Backend, Begun, Encoder
 from .limits import (
     FIRST_HIT_BYTES,
     MAX_ENCODED,
@@ -371,6 +371,12 @@ class AsyncBackend(Backend):
 
     async def once(self, once: Once[T]) -> T:
         return await once.aget()
+
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Begun[T]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        # The loop reports an exception that nobody retrieves, as of one that is given up.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return task
 
     async def send_all(
         self, items: Sequence[Item], send: Callable[[Item], Awaitable[object]]

@@ -7,7 +7,15 @@ suspend, so that `run_sync` can drive them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -25,6 +33,7 @@ from .transport import Left, Transport
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+Later = TypeVar("Later", covariant=True)
 
 
 class Encoder(Protocol):
@@ -36,6 +45,14 @@ class Encoder(Protocol):
 
     async def aencode(self, texts: Sequence[str], *, queries: bool) -> list[Any]:
         """Encode texts without blocking the event loop."""
+        ...
+
+
+class Begun(Awaitable[Later], Protocol[Later]):
+    """A coroutine that was begun."""
+
+    def cancel(self) -> object:
+        """Give it up; nobody awaits it then."""
         ...
 
 
@@ -307,6 +324,13 @@ class Backend(ABC):
     @abstractmethod
     async def once(self, once: Once[T]) -> T:
         """Return what `once` makes."""
+
+    @abstractmethod
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Begun[T]:
+        """Begin a coroutine whose result is needed later.
+
+        On an event loop it runs on meanwhile; a blocking call runs it where it is awaited.
+        """
 
     @abstractmethod
     async def send_all(

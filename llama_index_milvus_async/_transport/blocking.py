@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .._concurrency.drivers import block, call, running_loop
 from .._concurrency.fair_lock import FairLock, Ticket
@@ -15,7 +15,7 @@ from .._concurrency.once import Once
 from .._rpc import DeleteDocuments, GetByIds, Hits, HybridSearch, Insert, Row, Search
 from .._wire.address import Address
 from .._wire.status import check, translate
-from .backend import Backend, Encoder
+from .backend import Backend, Begun, Encoder
 from .rpcs import send_delete_documents, send_get, send_hybrid_search, send_insert, send_search
 from .session import Session
 from .transport import Connected, Left, Transport
@@ -87,6 +87,19 @@ class BlockingTransport(Transport):
         await block(seconds)
 
 
+class _Deferred(Generic[T]):
+    """A coroutine that runs where it is awaited."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._coroutine.__await__()
+
+    def cancel(self) -> None:
+        self._coroutine.close()
+
+
 class BlockingBackend(Backend):
     """Requests of blocking calls: each is an RPC of its own."""
 
@@ -127,6 +140,9 @@ class BlockingBackend(Backend):
 
     async def once(self, once: Once[T]) -> T:
         return once.get()
+
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Begun[T]:
+        return _Deferred(coroutine)
 
     async def send_all(
         self, items: Sequence[Item], send: Callable[[Item], Awaitable[object]]
