@@ -544,7 +544,6 @@ def test_metadata_that_json_cannot_carry_is_a_problem(kind, of):
         (np.array([1, object()]), "['a'][1] is of type object"),
         (b"\xff", "['a'] is of type bytes"),
     ],
-    ids=str,
 )
 def test_what_json_cannot_carry_is_named_by_its_path_and_type(class_, value, says):
     node = class_(id_="1", text="t", embedding=EMBEDDING, metadata={"fine": 1, "a": value})
