@@ -642,3 +642,19 @@ async def test_many_queries_are_checked_without_holding_the_loop(make_store, hea
         assert "search" not in store.stats()
 
     await assert_no_stall(heartbeat, work)
+
+
+async def test_nodes_are_gone_through_and_changed_without_holding_the_loop(make_store, heartbeat):
+    store = make_store(dim=128)
+    await store.async_add(make_nodes(2_500, dim=128, topic=lambda i: f"topic {i % 7}"))
+
+    async def work(run):
+        count = 0
+        async for _ in store.aiter_nodes(include_embeddings=run % 2 == 1):
+            count += 1
+        assert count == 2_500
+        everything = MetadataFilters(filters=[])
+        assert await store.aupdate_metadata(everything, set={"run": run}) == 2_500
+        assert len(await store.alist_documents()) == 625
+
+    await assert_no_stall(heartbeat, work)
