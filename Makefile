@@ -29,6 +29,7 @@ VENV26 := .venv-pymilvus26
 VENVNEWEST := .venv-newest
 VENVBENCH := .venv-bench
 VENVUPSTREAM := .venv-upstream
+VENVDOCS := .venv-docs
 INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -75,8 +76,8 @@ test-slow: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt ## what `make te
 soak: $(VENV)/.installed-dev ## ten minutes of faults and restarts on each engine: is anything lost?
 	$(VENV)/bin/python -m tests.soak $(SOAK_ARGS)
 
-docs: $(VENV)/.installed-dev ## build the documentation into site/; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+docs: $(VENVDOCS)/.installed ## build the documentation into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(VENVDOCS)/bin/python -m mkdocs build --strict
 
 lint: $(VENV)/.installed-dev ## ruff: rules and formatting; and which package imports which
 	$(VENV)/bin/python -m ruff check .
@@ -91,7 +92,7 @@ format: $(VENV)/.installed-dev ## apply ruff's formatting and its safe fixes
 	$(VENV)/bin/python -m ruff format .
 
 clean: ## remove the environments and everything generated
-	rm -rf $(VENV) $(VENV26) $(VENVNEWEST) $(VENVBENCH) $(VENVUPSTREAM) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV26) $(VENVNEWEST) $(VENVBENCH) $(VENVUPSTREAM) $(VENVDOCS) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file says what an environment holds, so that a second call installs nothing.
@@ -110,6 +111,12 @@ $(VENV26)/.installed: pyproject.toml constraints.txt | $(VENV26)/bin/python
 
 $(VENVBENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt | $(VENVBENCH)/bin/python
 	$(VENVBENCH)/bin/python $(INSTALL) -r benchmarks/requirements.txt -e '.[lite,test]'
+	touch $@
+
+# The site is made from the sources: neither the package nor what it needs is installed.
+$(VENVDOCS)/.installed: pyproject.toml constraints.txt | $(VENVDOCS)/bin/python
+	awk -F '"' '/^docs = / {for (i = 2; i < NF; i += 2) print $$i}' pyproject.toml > $(VENVDOCS)/requirements.txt
+	$(VENVDOCS)/bin/python $(INSTALL) -r $(VENVDOCS)/requirements.txt
 	touch $@
 
 # Without a network it says so, and the tests that need it are skipped.

@@ -36,6 +36,12 @@ COLOURS = {
     "upstream": "#e08a3c",
     "floor": "#3a3a3a",
 }
+#: Workloads of the plot in seconds.
+SECONDS = ("single_queries", "single_adds")
+SECONDS_NAMES = {
+    "this": "llama-index-milvus-async",
+    "upstream": "llama-index-vector-stores-milvus",
+}
 TIMES = "\N{MULTIPLICATION SIGN}"
 INK, FAINT = "#2b2b2b", "#d9d9d9"
 
@@ -60,6 +66,7 @@ STYLE = {
 def write(results: Json, output: Path) -> list[str]:
     """Write the plots for which there are figures; returns the files' names."""
     plots = {
+        "seconds.png": _seconds,
         "ratios.png": _ratios,
         "latency.png": _latency,
         "load.png": _load,
@@ -74,6 +81,58 @@ def write(results: Json, output: Path) -> list[str]:
                 pyplot.close(figure)
                 written.append(name)
     return written
+
+
+# -- seconds ---------------------------------------------------------------------------------
+
+
+def _seconds(results: Json) -> Any:
+    """What a thousand concurrent calls take, for the README: narrow enough for a phone."""
+    shown = [
+        (engine, workload)
+        for key in SECONDS
+        for engine in results["engines"]
+        if spread(workload := workload_of(engine, key), "upstream", "seconds")
+    ]
+    if not shown:
+        return None
+    figure, axes = pyplot.subplots(
+        len(shown), 1, figsize=(5.6, 0.7 + 1.15 * len(shown)), squeeze=False, layout="constrained"
+    )
+    for axis, (engine, workload) in zip(axes[:, 0], shown, strict=True):
+        _second_bars(axis, workload)
+        name = "Milvus Lite" if engine["is_lite"] else "Milvus server"
+        axis.set_title(f"{title_of(workload)}\n{name}", loc="left", size=13)
+    whos = ("this", "upstream")
+    figure.legend(
+        handles=[Patch(color=COLOURS[who], label=SECONDS_NAMES[who]) for who in whos],
+        loc="outside upper left",
+        fontsize=13,
+    )
+    return figure
+
+
+def _second_bars(axis: Any, workload: Json) -> None:
+    """The bars of a workload from 0, each with its seconds; the scale is the workload's own."""
+    for y, who in enumerate(("this", "upstream")):
+        found = spread(workload, who, "seconds")
+        if found is None:
+            continue
+        axis.barh(y, found.median, 0.84, color=COLOURS[who])
+        axis.annotate(
+            f"{found.median:.0f} s" if found.median >= 20 else f"{found.median:.1f} s",
+            (found.median, y),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            size=14,
+            weight="bold" if who == "this" else "normal",
+        )
+    axis.set_ylim(1.55, -0.55)
+    axis.margins(x=0.2)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines["bottom"].set_visible(False)
 
 
 # -- ratios to the floor ---------------------------------------------------------------------

@@ -220,6 +220,8 @@ def markdown(results: Json, plots: Sequence[str] = ()) -> str:
         "## Targets",
         targets_table(results),
     ]
+    if "seconds.png" in plots:
+        parts.append("![Seconds that a thousand concurrent calls take](seconds.png)")
     if "ratios.png" in plots:
         parts.append("![Time of each workload as a multiple of the floor](ratios.png)")
     for engine in results["engines"]:
