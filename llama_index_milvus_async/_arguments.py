@@ -54,7 +54,8 @@ from ._retrieval.options import (
 )
 from ._retrieval.ranking import Weighted, ranker_of
 from ._translation.index_types import check_index_config
-from ._translation.settings import CollectionSettings, VectorField
+from ._translation.scalar_fields import check_scalar_fields, scalar_field
+from ._translation.settings import CollectionSettings, ScalarField, VectorField
 from ._wire.address import CLIENT_OPTIONS
 from .errors import ConfigurationError
 from .indexes import IndexManagement
@@ -154,6 +155,11 @@ class StoreArguments(BasePydanticVectorStore):
     coalesce: Fixed[Flag]
     dense_fields: Fixed[Annotated[dict[str, dict[str, Any]], BeforeValidator(check_dense_fields)]]
     client_options: Fixed[Settings]
+    scalar_fields: Fixed[Annotated[dict[str, dict[str, Any]], BeforeValidator(check_scalar_fields)]]
+    index_doc_id: Fixed[Annotated[bool | None, Rule("True, False or None")]]
+    num_shards: Fixed[Annotated[Count | None, Rule("an integer of at least 1, or None")]]
+    replica_number: Fixed[Annotated[Count | None, Rule("an integer of at least 1, or None")]]
+    description: Fixed[Annotated[str | None, Field(strict=True), Rule("a text")]]
 
     def __init__(self, **arguments: Any) -> None:
         options = arguments.pop("client_options", None) or {}
@@ -267,6 +273,8 @@ class StoreArguments(BasePydanticVectorStore):
             yield "dense_fields", name
         for name in self.scalar_field_names or ():
             yield "scalar_field_names", name
+        for name in self.scalar_fields:
+            yield "scalar_fields", name
 
     # -- what the packages below are told ------------------------------------------------------
 
@@ -335,13 +343,21 @@ class StoreArguments(BasePydanticVectorStore):
             text_key=self.text_key,
             dense=dense,
             sparse=sparse,
-            scalar_fields=dict(
-                zip(self.scalar_field_names or (), self.scalar_field_types or (), strict=True)
-            ),
+            scalar_fields=self._scalar_columns(),
             create_index=self.index_management is IndexManagement.CREATE_IF_NOT_EXISTS,
             properties=self.collection_properties or {},
             consistency_level=self.consistency_level,
+            index_doc_id=self.index_doc_id,
+            num_shards=self.num_shards,
+            replica_number=self.replica_number,
+            description=self.description,
         )
+
+    def _scalar_columns(self) -> dict[str, ScalarField]:
+        pairs = zip(self.scalar_field_names or (), self.scalar_field_types or (), strict=True)
+        columns = {name: ScalarField(name, data_type) for name, data_type in pairs}
+        given = self.scalar_fields.items()
+        return columns | {name: scalar_field(name, settings) for name, settings in given}
 
     @field_serializer("hybrid_ranker", "sparse_embedding_function")
     def _serialize_object(self, value: Any) -> str | None:

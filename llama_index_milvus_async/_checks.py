@@ -49,6 +49,10 @@ SYNONYMS = {
     "embedding_field": ("vector_field", "vector_key", "embedding_key"),
     "enable_sparse": ("enable_hybrid", "hybrid", "sparse", "enable_bm25"),
     "sparse_embedding_field": ("sparse_field", "sparse_vector_field"),
+    "scalar_fields": ("scalar_columns", "metadata_fields", "columns", "schema_fields"),
+    "num_shards": ("shards", "shards_num"),
+    "replica_number": ("replicas", "num_replicas"),
+    "description": ("collection_description",),
     "sparse_embedding_function": ("sparse_encoder", "sparse_embed_model"),
     "batch_size": ("insert_batch_size",),
     "index_config": ("index_params", "index_type", "index"),
@@ -63,7 +67,8 @@ SYNONYMS = {
     "user": ("username", "user_name"),
     "secure": ("tls", "ssl", "use_tls", "use_ssl", "use_secure"),
 }
-_SHARED_ROLES = {"id_field", "doc_id_field", "text_key", "scalar_field_names"}
+_SCALARS = {"scalar_field_names", "scalar_fields"}
+_SHARED_ROLES = {"id_field", "doc_id_field", "text_key", *_SCALARS}
 _NUMBER = re.compile(r"\s*[+-]?[0-9]{1,9}(\.[0-9]+)?\s*")
 _TEXT: TypeAdapter[Any] = TypeAdapter(
     Annotated[
@@ -182,7 +187,7 @@ def check_distinct(names: Iterable[tuple[str, str]]) -> None:
     }
     for role, name in names:
         other = taken.get(name)
-        shared = role != other and {role, other} <= _SHARED_ROLES
+        shared = role != other and {role, other} <= _SHARED_ROLES and {role, other} != _SCALARS
         if other is not None and not shared:
             raise ConfigurationError(
                 f"{role} is {name!r}, the name of {other} already; fields need distinct names"

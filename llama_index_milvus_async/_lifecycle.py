@@ -8,13 +8,13 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from pymilvus import AsyncMilvusClient, MilvusClient
+from pymilvus import AsyncMilvusClient, CollectionSchema, MilvusClient
 
 from ._arguments import StoreArguments
 from ._concurrency.drivers import run_sync
 from ._concurrency.once import Once
 from ._observability import is_observed, observing
-from ._operations import Context, Overwrite, Ready, set_up
+from ._operations import Context, Overwrite, Ready, schema_of_new, set_up
 from ._transport.asynchronous import Sharing
 from ._transport.backend import Backend
 from ._transport.connections import Connections
@@ -100,6 +100,28 @@ class ConnectedStore(StoreArguments):
                 "aclient belongs to an event loop, and none is running here; use it inside a "
                 "coroutine, or `client` outside"
             ) from error
+
+    def schema(self) -> CollectionSchema:  # type: ignore[override]
+        """The schema of the collection as the store would create it, for `MilvusClient`. Blocks.
+
+        Creates nothing; asks Milvus for its version only.
+
+        Raises:
+            ConfigurationError: The collection could not be created: `dim` is missing, or Milvus is
+                too old for what the arguments ask.
+            MilvusVectorStoreError: As `connect` does.
+        """
+        return self._new_collection()[0]
+
+    def index_params(self) -> Any:
+        """The indexes as the store would create them, for `MilvusClient`. Blocks; see `schema`."""
+        return self._new_collection()[1]
+
+    def _new_collection(self) -> tuple[CollectionSchema, Any]:
+        connections = self._connections
+        connections.check_open()
+        with open_lock(connections.address):
+            return run_sync(schema_of_new(connections.blocking(), self._settings()))
 
     def connect(self: Self) -> Self:
         """Make the store ready now rather than at the first operation. Blocks.

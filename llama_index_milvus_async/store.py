@@ -141,6 +141,21 @@ class MilvusVectorStore(MaintainedStore):
             `enable_dense=False` the first one is that of `node.embedding`.
         coalesce: Asynchronous calls that wait at the same time and ask for the same kind of
             thing share RPCs. `False` sends each on its own.
+        scalar_fields: Columns for metadata keys, beside `scalar_field_names`: key to settings.
+            `type` is any scalar `pymilvus.DataType`, `JSON`, `TIMESTAMPTZ` or `ARRAY`; there are
+            `max_length` (of texts), `element_type` and `max_capacity` (of an `ARRAY`), `nullable`
+            and `default`, which Milvus has since 2.5 (a server without them refuses nodes without
+            a value), and `index`: `True` for what the engine has, an index type such as
+            `"INVERTED"`, or a dictionary of `index_type` and its parameters. A type alone stands
+            for `{"type": ...}`.
+        index_doc_id: Whether the document id has an index, by which `delete` and refreshing find
+            their rows. By default a new collection gets one where the engine has any; `True`
+            adds it to an existing collection.
+        num_shards: The shards of a new collection.
+        replica_number: How many copies of the collection are loaded, also where one that was
+            released is loaded again.
+        description: What a new collection says of itself. Milvus Lite keeps neither that nor the
+            shards.
         **kwargs: Those of the pymilvus clients: `db_name`, `user`, `password`, `secure`,
             `server_pem_path`, `client_pem_path`, `client_key_path`, `ca_pem_path`,
             `server_name`, `grpc_options`, `alias`, ... Any other name raises.
@@ -200,6 +215,11 @@ class MilvusVectorStore(MaintainedStore):
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         coalesce: bool = True,
         dense_fields: Mapping[str, Mapping[str, Any]] | None = None,
+        scalar_fields: Mapping[str, Any] | None = None,
+        index_doc_id: bool | None = None,
+        num_shards: int | None = None,
+        replica_number: int | None = None,
+        description: str | None = None,
         **kwargs: Any,
     ) -> None:
         given = locals()

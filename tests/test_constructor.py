@@ -60,6 +60,11 @@ NEW = {
     "max_in_flight": 8,
     "coalesce": True,
     "dense_fields": None,
+    "scalar_fields": None,
+    "index_doc_id": None,
+    "num_shards": None,
+    "replica_number": None,
+    "description": None,
 }
 
 SECRETS = {"token": "root:topsecret", "password": "hunter22"}
@@ -96,6 +101,11 @@ ARGUMENTS = {
     "max_in_flight": 3,
     "coalesce": False,
     "dense_fields": {"image": {"dim": 4, "type": DataType.FLOAT_VECTOR, "metric_type": "L2"}},
+    "scalar_fields": {"tenant": {"type": DataType.VARCHAR, "nullable": False, "index": True}},
+    "index_doc_id": False,
+    "num_shards": 2,
+    "replica_number": 3,
+    "description": "What is in it",
 }
 CLIENT_OPTIONS = {
     "db_name": "library",

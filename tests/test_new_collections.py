@@ -10,11 +10,17 @@ from llama_index.core.vector_stores.types import VectorStoreQuery
 from pymilvus import DataType
 
 from llama_index_milvus_async import ConfigurationError
+from llama_index_milvus_async._translation.engine import Engine
 from llama_index_milvus_async._translation.index_types import ignored_params
 from llama_index_milvus_async._translation.schema import new_schema
-from llama_index_milvus_async._translation.settings import CollectionSettings, VectorField
+from llama_index_milvus_async._translation.settings import (
+    CollectionSettings,
+    ScalarField,
+    VectorField,
+)
 from tests.fixtures.stores import DIM, make_nodes
 
+ENGINE = Engine.parse("v2.6.0")
 SETTINGS = CollectionSettings(
     collection_name="c",
     id_field="id",
@@ -56,11 +62,14 @@ def test_search_parameters_of_other_index_types_are_known(
         ({"collection_name": "höhle"}, "collection_name is 'höhle'; .* 'h_hle' is such a name"),
         ({"collection_name": "x" * 256}, "255 characters at most"),
         ({"text_key": "the text"}, "text_key is 'the text'; .* 'the_text' is such a name"),
-        ({"scalar_fields": {"a-b": DataType.INT64}}, "scalar_field_names is 'a-b'; .* 'a_b' is"),
+        (
+            {"scalar_fields": {"a-b": ScalarField("a-b", DataType.INT64)}},
+            "scalar_field_names is 'a-b'; .* 'a_b' is",
+        ),
         ({"doc_id_field": "id"}, "doc_id_field is 'id', the name of id_field already; the fields"),
         ({"text_key": "doc_id"}, "text_key is 'doc_id', the name of doc_id_field already"),
         (
-            {"scalar_fields": {"text": DataType.INT64}},
+            {"scalar_fields": {"text": ScalarField("text", DataType.INT64)}},
             "scalar_field_names is 'text', the name of text_key already",
         ),
     ],
@@ -68,9 +77,9 @@ def test_search_parameters_of_other_index_types_are_known(
 def test_names_that_a_server_refuses_are_refused_for_new_collections(
     changes: dict[str, Any], message: str
 ) -> None:
-    new_schema(replace(SETTINGS, collection_name="_a$1"))
+    new_schema(replace(SETTINGS, collection_name="_a$1"), ENGINE)
     with pytest.raises(ConfigurationError, match=message):
-        new_schema(replace(SETTINGS, **changes))
+        new_schema(replace(SETTINGS, **changes), ENGINE)
 
 
 @pytest.mark.engines("lite")

@@ -8,7 +8,7 @@ from .context import Context
 from .maintenance import NodeIteration, count, list_documents, next_page
 from .queries import query, query_many
 from .reads import get_nodes
-from .setup import Overwrite, Ready, set_up
+from .setup import Overwrite, Ready, schema_of_new, set_up
 from .updates import update_metadata
 from .writes import add, clear, delete, delete_nodes
 
@@ -28,6 +28,7 @@ __all__ = [
     "next_page",
     "query",
     "query_many",
+    "schema_of_new",
     "set_up",
     "update_metadata",
 ]

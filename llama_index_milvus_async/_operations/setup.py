@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from pymilvus import CollectionSchema
+
 from .._translation.compatibility import (
+    check_collection,
     check_engine,
     check_index_metric,
     check_layout,
+    check_replicas,
+    check_scalar_index,
     check_vector_types,
     differing_properties,
 )
 from .._translation.engine import Engine
 from .._translation.layout import VECTOR_TYPES, Index, Layout
-from .._translation.schema import new_index, new_schema
+from .._translation.scalar_indexes import new_scalar_index, scalar_indexes
+from .._translation.schema import new_index, new_index_params, new_schema
 from .._translation.settings import CollectionSettings
 from .._transport.backend import Backend
 from ..errors import (
@@ -103,30 +109,53 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     backend.note_collection(name, name, locks=engine.needs_one_writer)
     description = await backend.describe_collection(name)
     if description is None or overwrite.pending:
+        # Raises before the collection what would fail after it.
         check_vector_types(settings, engine)
-        for field in settings.vectors if settings.create_index else ():
-            new_index(field, engine)  # Raises before the collection what would fail after it.
+        if settings.create_index:
+            new_index_params(settings, engine)
     if description is not None and overwrite.pending:
-        await _drop(backend, settings, description, overwrite)
+        await _drop(backend, settings, engine, description, overwrite)
         description = None
     elif overwrite.pending:
         backend.remove_unfinished_collection(name)
     # Not earlier: after a failure the next attempt has to refuse, or to drop, again.
     overwrite.pending = False
+    is_new = description is None
     if description is None:
-        description = await _create(backend, settings)
+        description = await _create(backend, settings, engine)
     real_name = description.get("collection_name", name)
     backend.note_collection(name, real_name, locks=engine.needs_one_writer)
     layout = Layout.from_description(description, settings, engine)
     check_layout(layout, settings)
     check_vector_types(settings, engine)
+    check_collection(description, settings, engine)
 
+    backend.note_replicas(name, settings.replica_number)
     indexes = await _create_indexes(backend, settings, layout)
+    if settings.create_index:
+        await _create_scalar_indexes(backend, settings, engine, is_new=is_new)
     await _apply_properties(backend, settings, description.get("properties") or {})
     # Without indexes a collection cannot be loaded; whoever manages them does both.
-    if all(index.type for index in indexes.values()) and not await backend.is_loaded(name):
-        await backend.load_collection(name)
+    if all(index.type for index in indexes.values()):
+        if not await backend.is_loaded(name):
+            await backend.load_collection(name)
+        elif engine.keeps_shards and settings.replica_number is not None:
+            check_replicas(settings, await backend.count_replicas(name))
     return Ready(layout, indexes, _schema_of(description))
+
+
+async def schema_of_new(
+    backend: Backend, settings: CollectionSettings
+) -> tuple[CollectionSchema, Any]:
+    """The schema and the indexes, as pymilvus has them, of a collection that would be made.
+
+    Raises:
+        ConfigurationError: It could not be made.
+    """
+    engine = Engine.parse(await backend.server_version())
+    check_engine(settings, engine)
+    check_vector_types(settings, engine)
+    return new_schema(settings, engine), new_index_params(settings, engine)
 
 
 def _schema_of(description: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -139,6 +168,7 @@ def _schema_of(description: Mapping[str, Any]) -> Mapping[str, Any]:
 async def _drop(
     backend: Backend,
     settings: CollectionSettings,
+    engine: Engine,
     description: Mapping[str, Any],
     overwrite: Overwrite,
 ) -> None:
@@ -148,7 +178,7 @@ async def _drop(
             f"overwrite=True: {name!r} is an alias of {description['collection_name']!r}; "
             "name the collection itself to overwrite it"
         )
-    new_schema(settings)  # Raises before the drop what would fail after it.
+    new_schema(settings, engine)  # Raises before the drop what would fail after it.
     if backend.count_writes(name) > overwrite.writes:
         raise ConfigurationError(
             f"overwrite=True: another store of this process has written to the collection {name!r} "
@@ -163,12 +193,17 @@ async def _drop(
     )
 
 
-async def _create(backend: Backend, settings: CollectionSettings) -> Mapping[str, Any]:
+async def _create(
+    backend: Backend, settings: CollectionSettings, engine: Engine
+) -> Mapping[str, Any]:
     """Create the collection; returns its description."""
     name = settings.collection_name
-    schema = new_schema(settings)
+    schema = new_schema(settings, engine)
+    options: dict[str, Any] = {"consistency_level": settings.consistency_level}
+    if settings.num_shards is not None:
+        options["num_shards"] = settings.num_shards
     description = await _change(
-        lambda: backend.create_collection(name, schema, settings.consistency_level),
+        lambda: backend.create_collection(name, schema, options),
         lambda: backend.describe_collection(name),
     )
     logger.info("created collection %r", name)
@@ -225,6 +260,28 @@ async def _create_indexes(
         metric = str(index.get("metric_type") or (field.new_metric if field else "")).upper()
         indexes[column.name] = Index(metric, str(index.get("index_type", "")))
     return indexes
+
+
+async def _create_scalar_indexes(
+    backend: Backend, settings: CollectionSettings, engine: Engine, *, is_new: bool
+) -> None:
+    """Create the indexes of scalar columns that are missing.
+
+    Nobody waits until they are built: a collection can be loaded and searched meanwhile.
+    """
+    name = settings.collection_name
+    # Of its own accord, the store adds no index to a collection that exists.
+    by_default = is_new and settings.index_doc_id is None
+    wanted = replace(settings, index_doc_id=True) if by_default else settings
+    for index in scalar_indexes(wanted, engine):
+        found = None if is_new else await backend.describe_index(name, index.column)
+        if found is not None:
+            check_scalar_index(found, index, name)
+            continue
+        await _change(
+            partial(backend.create_index, name, new_scalar_index(index, engine), wait=False),
+            partial(backend.describe_index, name, index.column),
+        )
 
 
 async def _apply_properties(

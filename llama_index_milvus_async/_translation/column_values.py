@@ -89,6 +89,8 @@ def _problem(column: Column, value: Any) -> str | None:
     if kind == DataType.ARRAY:
         if not isinstance(value, list):
             return f"is {value!r}, which is not a list"
+        if column.max_capacity is not None and len(value) > column.max_capacity:
+            return f"has {len(value)} elements, Milvus allows {column.max_capacity}"
         element = Column(column.name, column.element_type or DataType.NONE, column.max_bytes)
         problems = (_problem(element, each) for each in value)
         first = next(filter(None, problems), None)

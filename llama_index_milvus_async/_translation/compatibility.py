@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,8 @@ from pymilvus import DataType
 from ..errors import CollectionError, ConfigurationError
 from .engine import Engine
 from .layout import Layout
-from .settings import CollectionSettings, VectorField
+from .scalar_indexes import ScalarIndex
+from .settings import CollectionSettings, ScalarField, VectorField
 from .vectors import DENSE_METRICS
 
 _VECTOR_CAPABILITIES = {
@@ -36,6 +38,10 @@ def check_engine(settings: CollectionSettings, engine: Engine) -> None:
         if getattr(sparse.function, "multi_analyzer_params", None) is not None:
             asked = f"{function} with multi_analyzer_params"
             engine.require(Engine.has_multi_analyzers, asked, ConfigurationError)
+    for field in settings.scalar_fields.values():
+        if field.type is DataType.TIMESTAMPTZ:
+            asked = f"scalar_fields[{field.name!r}] of type TIMESTAMPTZ"
+            engine.require(Engine.has_timestamps, asked, ConfigurationError)
     if len(settings.vectors) > 1:
         names = [field.name for field in settings.vectors]
         asked = f"the fields {names} are vectors"
@@ -94,17 +100,100 @@ def check_layout(layout: Layout, settings: CollectionSettings) -> None:
     if settings.sparse is not None:
         _check_sparse_field(settings.sparse, layout, refuse)
     _check_text_fields(layout, settings, refuse)
-    for name, data_type in settings.scalar_fields.items():
-        column = columns.get(name)
-        if column is None and not layout.dynamic:
-            refuse(f"scalar field {name!r}", "no such field", data_type.name, "Leave it out")
-        if column is not None and column.type != data_type:
-            refuse(
-                f"scalar field {name!r}",
-                column.type.name,
-                data_type.name,
-                f"Pass DataType.{column.type.name} in scalar_field_types",
+    for scalar in settings.scalar_fields.values():
+        _check_scalar_field(scalar, layout, refuse)
+
+
+def _check_scalar_field(field: ScalarField, layout: Layout, refuse: Any) -> None:
+    column = layout.columns.get(field.name)
+    what = f"scalar field {field.name!r}"
+    detailed = field.argument == "scalar_fields"
+    if column is None:
+        if detailed and layout.dynamic:
+            remedy = "Leave it out: filters find the key in the dynamic field"
+            refuse(what, "no such field", f"a column of type {field.type.name}", remedy)
+        if not layout.dynamic:
+            refuse(what, "no such field", field.type.name, "Leave it out")
+        return
+    if column.type != field.type:
+        argument = "scalar_fields" if detailed else "scalar_field_types"
+        remedy = f"Pass DataType.{column.type.name} in {argument}"
+        refuse(what, column.type.name, field.type.name, remedy)
+    has_null = layout.engine.has_null
+    for key, found, asked in (
+        ("element_type", column.element_type, field.element_type),
+        ("max_length", column.max_bytes, field.max_length),
+        ("max_capacity", column.max_capacity, field.max_capacity),
+        ("nullable", column.nullable, (field.nullable or None) if has_null else None),
+        ("default", column.default, field.default if has_null else None),
+    ):
+        # What was not asked for may be anything; Milvus Lite does not tell the length of elements.
+        if not detailed or asked is None or (key == "max_length" and found is None):
+            continue
+        if not _equal(found, asked, field.type):
+            shown = f"DataType.{found.name}" if isinstance(found, DataType) else repr(found)
+            refuse(what, f"{key}={shown}", f"{key}={asked!r}", f"Pass {key!r}: {shown} for it")
+
+
+def _equal(found: Any, asked: Any, kind: DataType) -> bool:
+    """Whether a column has a setting, as Milvus tells it."""
+    if kind in (DataType.FLOAT, DataType.DOUBLE) and isinstance(found, float):
+        return math.isclose(found, asked, rel_tol=1e-6)
+    # Milvus writes a point in time as UTC.
+    return (kind is DataType.TIMESTAMPTZ and isinstance(found, str)) or bool(found == asked)
+
+
+def check_collection(
+    description: Mapping[str, Any], settings: CollectionSettings, engine: Engine
+) -> None:
+    """Check what an existing collection is beside its fields.
+
+    Raises:
+        CollectionError: Shards or description are not those that were asked for.
+    """
+    if not engine.keeps_shards:
+        return
+    for name, key in (("num_shards", "num_shards"), ("description", "description")):
+        asked, found = getattr(settings, name), description.get(key)
+        if asked is not None and found != asked:
+            raise CollectionError(
+                f"Collection {settings.collection_name!r}: found {name}={found!r}, asked for "
+                f"{name}={asked!r}. Pass {name}={found!r}, or leave it out, or use another "
+                "collection_name, or overwrite=True to make it anew."
             )
+
+
+def check_replicas(settings: CollectionSettings, found: int) -> None:
+    """Check how many copies of a loaded collection there are.
+
+    Raises:
+        CollectionError: Not so many as were asked for.
+    """
+    asked = settings.replica_number
+    if found != asked:
+        name = settings.collection_name
+        raise CollectionError(
+            f"Collection {name!r}: it is loaded with replica_number={found}, asked for "
+            f"replica_number={asked}. Pass replica_number={found}, or leave it out; or release it "
+            f"with a MilvusClient, release_collection({name!r}), and the store loads it anew."
+        )
+
+
+def check_scalar_index(found: Mapping[str, Any], index: ScalarIndex, collection_name: str) -> None:
+    """Check the type of an existing index of a scalar column.
+
+    Raises:
+        CollectionError: It is not the one that was asked for.
+    """
+    kind = str(found.get("index_type", ""))
+    if not index.any_type and kind.upper() != index.type.upper():
+        name = found.get("index_name")
+        raise CollectionError(
+            f"Collection {collection_name!r}, index of {index.column!r}: found {kind}, asked for "
+            f"{index.type}. Pass {kind!r} or True as its index; or have it built anew: drop it "
+            f"with a MilvusClient, release_collection({collection_name!r}) and "
+            f"drop_index({collection_name!r}, {name!r})."
+        )
 
 
 def _check_dense_field(field: VectorField, layout: Layout, refuse: Any) -> None:

@@ -135,8 +135,24 @@ class Engine:
     builds_indexes_at_once = Capability(None, _ALWAYS)
     #: Has defaults of every parameter of an index.
     has_index_defaults = Capability((2, 5), _ALWAYS, "has no default", "have them")
+    #: Trie indexes of texts, and sorted ones of numbers.
+    has_classic_scalar_indexes = Capability(
+        _ALWAYS, None, "has only indexes of type INVERTED for scalar columns", "have them"
+    )
+    has_inverted_indexes = Capability((2, 4), (3,), "has no INVERTED indexes", "have them")
+    has_array_indexes = Capability(
+        (2, 5), None, "has no such index for a column of that type", "have them"
+    )
+    has_newest_scalar_indexes = Capability((2, 6), None, "has no such index", "have it")
     #: Reads the parameters of an index only from a nested dictionary.
     nests_index_params = Capability(None, _ALWAYS)
+
+    # Collections
+
+    #: Columns of points in time. 2.3.5 takes them, and dies when it loads the collection.
+    has_timestamps = Capability((2, 6, 6), (3,), "has no TIMESTAMPTZ fields", "have them")
+    #: Keeps how many shards and replicas were asked for, and a description.
+    keeps_shards = Capability(_ALWAYS, None)
 
     # Expressions
 
@@ -156,7 +172,7 @@ class Engine:
     #: `=~` (milvus#48951).
     has_regex = Capability((3,), None, "has no comparison without case", "has regular expressions")
     #: Columns can be null, and `is null` asks for it.
-    has_null = Capability((2, 5), _ALWAYS)
+    has_null = Capability((2, 5), _ALWAYS, "has no columns that may lack a value", "have them")
     #: Any text can be a key in an expression.
     has_any_key = Capability(None, _ALWAYS)
     #: Compares values in JSON as Python does: booleans are numbers, and functions need plain names.

@@ -49,30 +49,49 @@ class Column:
     generated: bool = False  # Milvus fills it, by a function
     reads: tuple[str, ...] = ()  # the columns that the function reads
     element_type: DataType | None = None  # of an array
+    max_capacity: int | None = None  # of an array
+    nullable: bool = False
+    default: Any = None
 
     @classmethod
-    def from_description(cls, field: Mapping[str, Any], reads: tuple[str, ...]) -> Column:
+    def from_description(
+        cls, field: Mapping[str, Any], reads: tuple[str, ...], engine: Engine
+    ) -> Column:
         """Read a field of the answer of `describe_collection`.
 
         Args:
             field: The field.
             reads: The columns that a function of Milvus computes it from.
+            engine: What the engine can do.
         """
         params = field.get("params") or {}
         generated = bool(reads) or bool(field.get("is_function_output"))
-        has_default = field.get("default_value") is not None
+        default = _plain(field.get("default_value"))
+        nullable = bool(field.get("nullable"))
         max_length, dim = params.get("max_length"), params.get("dim")
-        element_type = field.get("element_type")
+        element_type, max_capacity = field.get("element_type"), params.get("max_capacity")
         return cls(
             name=field["name"],
             type=DataType(field["type"]),
             max_bytes=int(max_length) if max_length is not None else None,
             dim=int(dim) if dim is not None else None,
-            optional=bool(field.get("nullable") or generated or has_default),
+            # Servers without nulls know defaults, and have no way to say which rows want them.
+            optional=generated or (engine.has_null and (nullable or default is not None)),
             generated=generated,
             reads=reads,
             element_type=DataType(element_type) if element_type else None,
+            max_capacity=int(max_capacity) if max_capacity is not None else None,
+            nullable=nullable,
+            default=default,
         )
+
+
+def _plain(default: Any) -> Any:
+    """The default of a column, which pymilvus has as a message with one of several fields."""
+    if default is None or not hasattr(default, "WhichOneof"):
+        return default
+    kind = default.WhichOneof("data")
+    return getattr(default, kind) if kind else None
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,7 @@ class Layout:
             for name in function.get("output_field_names") or ()
         }
         columns = {
-            field["name"]: Column.from_description(field, reads.get(field["name"], ()))
+            field["name"]: Column.from_description(field, reads.get(field["name"], ()), engine)
             for field in description["fields"]
         }
         primary = next(field for field in description["fields"] if field.get("is_primary"))

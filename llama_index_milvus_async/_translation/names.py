@@ -59,9 +59,9 @@ def _fields(settings: CollectionSettings) -> Iterator[tuple[str, str]]:
     yield "id_field", settings.id_field
     yield "doc_id_field", settings.doc_id_field
     yield "text_key", settings.text_key
-    for name in settings.scalar_fields:
-        yield "scalar_field_names", name
-    for field in settings.dense:
-        yield "dense_fields" if field.in_dense_fields else "embedding_field", field.name
+    for field in settings.scalar_fields.values():
+        yield field.argument, field.name
+    for vector in settings.dense:
+        yield "dense_fields" if vector.in_dense_fields else "embedding_field", vector.name
     if settings.sparse is not None:
         yield "sparse_embedding_field", settings.sparse.name

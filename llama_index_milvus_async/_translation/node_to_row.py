@@ -20,6 +20,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from ..errors import NodeError
 from .column_values import MAX_JSON_BYTES, check_text, fits, sent_value
+from .engine import Engine
 from .layout import (
     DYNAMIC_FIELD,
     NO_DOC_ID,
@@ -67,6 +68,12 @@ class RowPacker:
         self._dense = [layout.dense_column(name) for name in dense]
         self._sparse_field = layout.sparse_field if with_vectors and layout.encodes_sparse else None
         self._further = frozenset(layout.dense_fields[1:])
+        engine = layout.engine
+        #: Why a value is missed that a newer engine would not miss.
+        self._no_null = ""
+        if not engine.has_null:
+            null = Engine.has_null
+            self._no_null = f": {engine} {null.lack}; {null.who()} {null.remedy}"
         #: Of how many nodes filters see long texts shortened.
         self.shortened = 0
         self.problems: list[tuple[str, str]] = []
@@ -290,7 +297,7 @@ class RowPacker:
             if name in values:
                 values[name] = sent_value(column, values[name], about)
             elif name not in node.metadata and not column.optional:
-                about("is missing")
+                about(f"is missing{self._no_null}")
 
 
 def _not_json(error: Exception) -> str:

@@ -8,6 +8,7 @@ in the dynamic field; they are read and written as they are.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pymilvus import CollectionSchema, DataType, FieldSchema, Function, MilvusClient
@@ -17,7 +18,9 @@ from .engine import Engine
 from .index_types import check_required_params
 from .layout import MAX_VARCHAR_BYTES, NODE_CONTENT_FIELD, NODE_TYPE_FIELD
 from .names import check_new_names
-from .settings import CollectionSettings, VectorField
+from .scalar_fields import MAX_ARRAY_CAPACITY
+from .scalar_indexes import new_scalar_index, scalar_indexes
+from .settings import CollectionSettings, ScalarField, VectorField
 
 _NODE_TYPE_BYTES = 256
 
@@ -28,8 +31,12 @@ _DEFAULT_INDEXES = {
 }
 
 
-def new_schema(settings: CollectionSettings) -> CollectionSchema:
+def new_schema(settings: CollectionSettings, engine: Engine) -> CollectionSchema:
     """Build the schema of a new collection.
+
+    Args:
+        settings: What the collection has to be.
+        engine: Where it is to be made.
 
     Raises:
         ConfigurationError: A dimension is not known, Milvus would refuse a name, or a function
@@ -51,8 +58,20 @@ def new_schema(settings: CollectionSettings) -> CollectionSchema:
         options |= read.pop(name, {})
         return FieldSchema(name, DataType.VARCHAR, max_length=max_length, **options)
 
-    def scalar(name: str, data_type: DataType) -> FieldSchema:
-        return text(name) if data_type == DataType.VARCHAR else FieldSchema(name, data_type)
+    def scalar(field: ScalarField) -> FieldSchema:
+        options: dict[str, Any] = {}
+        if engine.has_null and field.nullable:
+            options["nullable"] = True
+        if engine.has_null and field.default is not None:
+            options["default_value"] = field.default
+        if field.type is DataType.VARCHAR:
+            return text(field.name, field.max_length or MAX_VARCHAR_BYTES, **options)
+        if field.type is DataType.ARRAY:
+            options["element_type"] = field.element_type
+            options["max_capacity"] = field.max_capacity or MAX_ARRAY_CAPACITY
+            if field.element_type is DataType.VARCHAR:
+                options["max_length"] = field.max_length or MAX_VARCHAR_BYTES
+        return FieldSchema(field.name, field.type, **options)
 
     def vector(field: VectorField) -> FieldSchema:
         options = {} if field.is_sparse else {"dim": field.dim}
@@ -70,16 +89,17 @@ def new_schema(settings: CollectionSettings) -> CollectionSchema:
             text(settings.text_key),
             text(NODE_CONTENT_FIELD),
             text(NODE_TYPE_FIELD, _NODE_TYPE_BYTES),
-            *(scalar(name, data_type) for name, data_type in settings.scalar_fields.items()),
+            *map(scalar, settings.scalar_fields.values()),
             *(vector(field) for field in settings.vectors),
         ],
         enable_dynamic_field=True,
+        description=settings.description or "",
     )
     if read:
         raise ConfigurationError(
             f"sparse_embedding_function reads {sorted(read)}, which are not text columns of "
             f"the collection; it can read {settings.text_key!r} and those of scalar_field_names "
-            "whose type is VARCHAR"
+            "and scalar_fields whose type is VARCHAR"
         )
     if function is not None:
         schema.add_function(function)
@@ -90,6 +110,22 @@ def _analyzer_arguments(function: Function | None) -> dict[str, Any]:
     """The arguments of a column whose texts a function of Milvus reads."""
     own = getattr(function, "get_field_kwargs", None)
     return dict(own()) if own else {"enable_analyzer": True}
+
+
+def new_index_params(settings: CollectionSettings, engine: Engine) -> Any:
+    """Build pymilvus's parameters of the indexes of a new collection.
+
+    Raises:
+        ConfigurationError: The engine has no such index.
+    """
+    if settings.index_doc_id is None:
+        settings = replace(settings, index_doc_id=True)
+    index_params = MilvusClient.prepare_index_params()
+    for field in settings.vectors:
+        index_params.extend(new_index(field, engine))
+    for index in scalar_indexes(settings, engine):
+        index_params.extend(new_scalar_index(index, engine))
+    return index_params
 
 
 def new_index(field: VectorField, engine: Engine) -> Any:

@@ -85,12 +85,50 @@ class VectorField:
 
 
 @dataclass(frozen=True)
+class ScalarField:
+    """A column that is filled from the metadata key of its name.
+
+    Attributes:
+        name: Its name.
+        type: Its type.
+        argument: The argument that names it.
+        max_length: The most bytes of a text, `None` for Milvus' own limit.
+        element_type: The type of the elements of an array.
+        max_capacity: The most elements of an array, `None` for Milvus' own limit.
+        nullable: Whether a node may have no value.
+        default: What a node without a value has in the column; `None` without one.
+        index: `True` for what the engine has, an index type, or a mapping of type and parameters;
+            `None` without an index.
+    """
+
+    name: str
+    type: DataType
+    argument: str = "scalar_field_names"
+    max_length: int | None = None
+    element_type: DataType | None = None
+    max_capacity: int | None = None
+    nullable: bool = False
+    default: Any = None
+    index: Any = None
+
+    @property
+    def optional(self) -> bool:
+        """Whether a node may have no value."""
+        return self.nullable or self.default is not None
+
+
+@dataclass(frozen=True)
 class CollectionSettings:
     """What the store was asked to find or make in Milvus; the store's own arguments.
 
     Attributes:
         dense: The dense vector columns, that of `node.embedding` first; empty without any.
         sparse: The sparse vector column.
+        index_doc_id: Whether the document id has an index; `None` where a new collection of an
+            engine that has one gets it.
+        num_shards: The shards, `None` for Milvus' own number. So with the next two.
+        replica_number: How many copies are loaded.
+        description: What the collection says of itself.
     """
 
     collection_name: str
@@ -99,10 +137,14 @@ class CollectionSettings:
     text_key: str
     dense: Sequence[VectorField]
     sparse: VectorField | None
-    scalar_fields: Mapping[str, DataType]
+    scalar_fields: Mapping[str, ScalarField]
     create_index: bool
     properties: Mapping[str, Any]
     consistency_level: str
+    index_doc_id: bool | None = None
+    num_shards: int | None = None
+    replica_number: int | None = None
+    description: str | None = None
 
     @property
     def vectors(self) -> list[VectorField]:

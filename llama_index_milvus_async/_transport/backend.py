@@ -28,7 +28,7 @@ from .._wire.responses import ResponseRows
 from ..errors import store_closed
 from . import lite
 from .retries import retry_until_deadline, time_left
-from .rpcs import loaded, send_delete, send_insert, send_query
+from .rpcs import load_options, loaded, send_delete, send_insert, send_query
 from .transport import Left, Transport
 
 T = TypeVar("T")
@@ -146,17 +146,20 @@ class Backend(ABC):
         return list(await self._call("list_partitions", name, timeout=timeout))
 
     async def create_collection(
-        self, name: str, schema: CollectionSchema, consistency_level: str
+        self, name: str, schema: CollectionSchema, options: Mapping[str, Any]
     ) -> None:
         """Create a collection without an index.
+
+        Args:
+            name: Its name.
+            schema: Its schema.
+            options: Further arguments of pymilvus' `create_collection`.
 
         Raises:
             CollectionError: A crash of Milvus Lite has left what it will not make anew.
         """
         lite.refuse_unfinished(self._transport.address, name)
-        await self._call(
-            "create_collection", name, schema=schema, consistency_level=consistency_level
-        )
+        await self._call("create_collection", name, schema=schema, **options)
 
     async def drop_collection(self, name: str) -> None:
         """Drop a collection."""
@@ -193,7 +196,17 @@ class Backend(ABC):
 
     async def load_collection(self, name: str, timeout: float | None = None) -> None:
         """Load a collection and wait until it can be searched."""
-        await self._call("load_collection", name, timeout=timeout)
+        options = load_options(self._transport, name)
+        await self._call("load_collection", name, timeout=timeout, **options)
+
+    def note_replicas(self, name: str, replica_number: int | None) -> None:
+        """Tell how many copies of a collection to load, also where it is loaded again."""
+        if replica_number is not None:
+            self._transport.session.memory(name).replica_number = replica_number
+
+    async def count_replicas(self, name: str) -> int:
+        """How many copies of a loaded collection there are."""
+        return len(await self._call("describe_replica", name))
 
     async def release_collection(self, name: str) -> None:
         """Release a collection from memory."""

@@ -125,6 +125,12 @@ async def send_delete_documents(
     return [None] * len(doc_ids)
 
 
+def load_options(transport: Transport, collection_name: str) -> dict[str, Any]:
+    """The arguments with which a collection is loaded."""
+    replicas = transport.session.memory(collection_name).replica_number
+    return {} if replicas is None else {"replica_number": replicas}
+
+
 async def loaded(
     transport: Transport, collection_name: str, send: Callable[[], Awaitable[T]], left: Left
 ) -> T:
@@ -136,5 +142,6 @@ async def loaded(
             if error.code != _NOT_LOADED:
                 raise
         logger.info("loading collection %r again", collection_name)
-        await transport.call("load_collection", collection_name, left=left)
+        options = load_options(transport, collection_name)
+        await transport.call("load_collection", collection_name, left=left, **options)
     return await send()

@@ -46,6 +46,7 @@ class CollectionMemory:
         unflushed_rows: Rows that were written since the last flush; counted on Milvus Lite only.
         writes: How many inserts and upserts Milvus has acknowledged.
         rewriting: Held alone by who reads rows to write them again, and shared by all other writes.
+        replica_number: How many copies to load; `None` for Milvus' own number.
     """
 
     last_write: int = 0
@@ -53,6 +54,7 @@ class CollectionMemory:
     locks: CollectionLocks | None = None
     unflushed_rows: int = 0
     writes: int = 0
+    replica_number: int | None = None
     partitions: set[str] = field(default_factory=set)
     rewriting: FairLock = field(default_factory=FairLock)
 

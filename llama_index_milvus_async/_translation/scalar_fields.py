@@ -1,0 +1,164 @@
+"""Columns for metadata keys: what a store was asked for, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pymilvus import DataType
+
+from .._names import did_you_mean
+from ..errors import ConfigurationError
+from .column_values import sent_value
+from .layout import INTEGER_TYPES, MAX_VARCHAR_BYTES, Column
+from .settings import SCALAR_TYPES, ScalarField
+
+#: Milvus' most elements of an ARRAY (https://milvus.io/docs/array_data_type.md).
+MAX_ARRAY_CAPACITY = 4_096
+
+_ELEMENT_TYPES = tuple(kind for kind in SCALAR_TYPES if kind is not DataType.JSON)
+_TYPES = (*SCALAR_TYPES, DataType.ARRAY, DataType.TIMESTAMPTZ)
+_KEYS = ("type", "max_length", "element_type", "max_capacity", "nullable", "default", "index")
+_WITHOUT_DEFAULT = (DataType.ARRAY, DataType.JSON)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The settings of one field, as they were passed."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def refuse(self, found: str, wanted: str) -> ConfigurationError:
+        return ConfigurationError(f"scalar_fields[{self.name!r}] {found}; {wanted}")
+
+    def data_type(self, key: str, allowed: tuple[DataType, ...]) -> DataType:
+        value = self.settings.get(key)
+        if isinstance(value, str) and value.upper() in DataType.__members__:
+            value = DataType[value.upper()]
+        if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
+            found = f"has no {key}" if value is None else f"has {key}={value!r}"
+            raise self.refuse(found, f"allowed are DataType.{[one.name for one in allowed]}")
+        return DataType(value)
+
+    def count(self, key: str, most: int, default: int | None, takes: bool, what: str) -> int | None:
+        value = self.settings.get(key)
+        if value is None:
+            return default if takes else None
+        if not takes:
+            raise self.refuse(f"has {key}={value!r}", f"only {what} has one; leave it out")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise self.refuse(f"has {key}={value!r}", f"it must be an integer in 1..{most}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self.settings.get(key, False)
+        if not isinstance(value, bool):
+            raise self.refuse(f"has {key}={value!r}", "it must be True or False")
+        return value
+
+
+def check_scalar_fields(fields: Any) -> dict[str, dict[str, Any]]:
+    """Check the settings of columns for metadata keys.
+
+    Returns:
+        The settings, each type as a `DataType`.
+
+    Raises:
+        ConfigurationError: No server could make such a column.
+    """
+    if not isinstance(fields, (Mapping, type(None))):
+        raise ConfigurationError(
+            f"scalar_fields is {fields!r}; it must be a dictionary of metadata key to settings, "
+            'such as {"tenant": {"type": DataType.VARCHAR, "max_length": 256, "index": True}}'
+        )
+    checked: dict[str, dict[str, Any]] = {}
+    for name, settings in (fields or {}).items():
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"scalar_fields has the key {name!r}; it must be a name")
+        if not isinstance(settings, Mapping):
+            settings = {"type": settings}
+        checked[name] = _checked(_Given(name, settings))
+    return checked
+
+
+def _checked(given: _Given) -> dict[str, Any]:
+    settings = given.settings
+    for key in settings:
+        if key not in _KEYS:
+            raise given.refuse(
+                f"has {key!r}", f"it takes {list(_KEYS)}{did_you_mean(str(key), _KEYS)}"
+            )
+    kind = given.data_type("type", _TYPES)
+    checked: dict[str, Any] = {"type": kind}
+    element = None
+    if kind is DataType.ARRAY:
+        element = checked["element_type"] = given.data_type("element_type", _ELEMENT_TYPES)
+    elif settings.get("element_type") is not None:
+        raise given.refuse("has element_type", "only an ARRAY has one; leave it out")
+    is_text = DataType.VARCHAR in (kind, element)
+    counts = {
+        "max_length": given.count(
+            "max_length", MAX_VARCHAR_BYTES, None, is_text, "a VARCHAR, or an ARRAY of them,"
+        ),
+        "max_capacity": given.count(
+            "max_capacity", MAX_ARRAY_CAPACITY, None, kind is DataType.ARRAY, "an ARRAY"
+        ),
+    }
+    checked.update((key, value) for key, value in counts.items() if value is not None)
+    checked["nullable"] = given.flag("nullable")
+    if settings.get("default") is not None:
+        checked["default"] = _default(given, kind, checked.get("max_length"))
+    index = settings.get("index", False)
+    if index not in (None, False):
+        checked["index"] = _index(given, index)
+    return checked
+
+
+def _default(given: _Given, kind: DataType, max_length: int | None) -> Any:
+    value = given.settings["default"]
+    if kind in _WITHOUT_DEFAULT:
+        raise given.refuse("has a default", f"a column of type {kind.name} has none; leave it out")
+    if kind is DataType.TIMESTAMPTZ and isinstance(value, datetime):
+        value = value.isoformat()
+    problems: list[str] = []
+    sent_value(Column(given.name, kind, max_length), value, problems.append)
+    if problems:
+        raise given.refuse(f"has a default that {problems[0]}", f"it must be a {kind.name}")
+    return value
+
+
+def _index(given: _Given, index: Any) -> Any:
+    if isinstance(index, (bool, str)) and index:
+        return index
+    if isinstance(index, Mapping) and isinstance(index.get("index_type", ""), str):
+        if "index_name" in index:
+            raise given.refuse("has an index_name", "an index has the name of its column")
+        return dict(index)
+    raise given.refuse(
+        f"has index={index!r}",
+        'it must be True, an index type such as "INVERTED", or a dictionary such as '
+        '{"index_type": "NGRAM", "min_gram": 2, "max_gram": 4}',
+    )
+
+
+def scalar_field(name: str, settings: Mapping[str, Any]) -> ScalarField:
+    """The column that checked settings describe."""
+    return ScalarField(
+        name=name,
+        type=DataType(settings["type"]),
+        argument="scalar_fields",
+        max_length=settings.get("max_length"),
+        element_type=settings.get("element_type"),
+        max_capacity=settings.get("max_capacity"),
+        nullable=bool(settings.get("nullable")),
+        default=settings.get("default"),
+        index=settings.get("index"),
+    )
+
+
+def takes_partition_key(field: ScalarField) -> bool:
+    """Whether Milvus can partition by a column of this type."""
+    return field.type is DataType.VARCHAR or field.type in INTEGER_TYPES & {DataType.INT64}

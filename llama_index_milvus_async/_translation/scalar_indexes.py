@@ -1,0 +1,118 @@
+"""Indexes of scalar columns: what each engine has (https://milvus.io/docs/index-explained.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pymilvus import DataType, MilvusClient
+
+from ..errors import ConfigurationError
+from .engine import Capability, Engine
+from .layout import INTEGER_TYPES
+from .settings import CollectionSettings
+
+_NUMBERS = (*INTEGER_TYPES, DataType.FLOAT, DataType.DOUBLE)
+
+#: As the servers before 2.4 spell it; later ones take both.
+_TRIE = "Trie"
+#: For each index type, and each type of column that can have it, which engines do.
+_ENGINES: dict[str, dict[DataType, Capability]] = {
+    _TRIE: {DataType.VARCHAR: Engine.has_classic_scalar_indexes},
+    "STL_SORT": {
+        **dict.fromkeys(_NUMBERS, Engine.has_classic_scalar_indexes),
+        DataType.VARCHAR: Engine.has_newest_scalar_indexes,
+        DataType.TIMESTAMPTZ: Engine.has_newest_scalar_indexes,
+    },
+    "INVERTED": {
+        **dict.fromkeys((*_NUMBERS, DataType.BOOL, DataType.VARCHAR), Engine.has_inverted_indexes),
+        DataType.ARRAY: Engine.has_array_indexes,
+    },
+    "BITMAP": dict.fromkeys(
+        (*INTEGER_TYPES, DataType.BOOL, DataType.VARCHAR, DataType.ARRAY), Engine.has_array_indexes
+    ),
+    "AUTOINDEX": dict.fromkeys(
+        (*_NUMBERS, DataType.BOOL, DataType.VARCHAR, DataType.ARRAY), Engine.has_array_indexes
+    ),
+    "NGRAM": {DataType.VARCHAR: Engine.has_newest_scalar_indexes},
+}
+#: What `True` means, by preference.
+_PREFERRED = ("INVERTED", _TRIE, "STL_SORT")
+
+
+@dataclass(frozen=True)
+class ScalarIndex:
+    """An index of a scalar column.
+
+    Attributes:
+        column: The column.
+        name: The index's name, which is unique in its collection.
+        type: Its type.
+        params: Its parameters.
+        any_type: Whether an existing index of another type will do.
+    """
+
+    column: str
+    name: str
+    type: str
+    params: Mapping[str, Any]
+    any_type: bool = False
+
+
+def scalar_indexes(settings: CollectionSettings, engine: Engine) -> list[ScalarIndex]:
+    """The indexes of the scalar columns of a collection.
+
+    Raises:
+        ConfigurationError: The engine has no such index for such a column.
+    """
+    indexes = []
+    for field in settings.scalar_fields.values():
+        if field.index is None:
+            continue
+        named = f"scalar_fields[{field.name!r}]"
+        if field.index is True:
+            if kind := _preferred(field.type, engine):
+                indexes.append(ScalarIndex(field.name, field.name, kind, {}, any_type=True))
+            continue
+        given = field.index
+        config = {"index_type": given} if isinstance(given, str) else dict(given)
+        kind = config.pop("index_type", None) or _preferred(field.type, engine) or "AUTOINDEX"
+        kind = _checked_type(f"{named} has index={field.index!r}", str(kind), field.type, engine)
+        params = {**(config.pop("params", None) or {}), **config}
+        indexes.append(ScalarIndex(field.name, field.name, kind, params))
+    kind = _preferred(DataType.VARCHAR, engine)
+    if settings.index_doc_id and kind is not None:
+        name = settings.doc_id_field
+        indexes.append(ScalarIndex(name, name, kind, {}, any_type=True))
+    return indexes
+
+
+def _preferred(kind: DataType, engine: Engine) -> str | None:
+    """The index type that `True` means for a type of column; `None` where there is none."""
+    has = (name for name in _PREFERRED if kind in _ENGINES[name])
+    return next((name for name in has if _ENGINES[name][kind].is_in(engine)), None)
+
+
+def _checked_type(asked: str, given: str, kind: DataType, engine: Engine) -> str:
+    name = _TRIE if given.upper() in ("TRIE", "MARISA-TRIE") else given.upper()
+    fitting = [one for one, types in _ENGINES.items() if kind in types]
+    if name not in fitting:
+        remedy = f"one of type {kind.name} has one of {fitting}"
+        if kind is DataType.JSON:
+            remedy = "a JSON column has indexes of its paths: name them in metadata_indexes"
+        raise ConfigurationError(f"{asked}; {remedy}")
+    engine.require(_ENGINES[name][kind], asked, ConfigurationError)
+    return name
+
+
+def new_scalar_index(index: ScalarIndex, engine: Engine) -> Any:
+    """Build pymilvus's parameters of the index of a scalar column."""
+    params = dict(index.params)
+    if params and engine.nests_index_params:
+        params = {"params": params}
+    index_params = MilvusClient.prepare_index_params()
+    index_params.add_index(
+        field_name=index.column, index_name=index.name, index_type=index.type, **params
+    )
+    return index_params
