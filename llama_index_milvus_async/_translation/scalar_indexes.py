@@ -76,7 +76,9 @@ def scalar_indexes(settings: CollectionSettings, engine: Engine) -> list[ScalarI
                 indexes.append(ScalarIndex(field.name, field.name, kind, {}, any_type=True))
             continue
         given = field.index
-        config = {"index_type": given} if isinstance(given, str) else dict(given)
+        config: dict[str, Any] = (
+            dict(given) if isinstance(given, Mapping) else {"index_type": given}
+        )
         kind = config.pop("index_type", None) or _preferred(field.type, engine) or "AUTOINDEX"
         kind = _checked_type(f"{named} has index={field.index!r}", str(kind), field.type, engine)
         params = {**(config.pop("params", None) or {}), **config}
