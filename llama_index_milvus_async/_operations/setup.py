@@ -133,7 +133,7 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     backend.note_replicas(name, settings.replica_number)
     indexes = await _create_indexes(backend, settings, layout)
     if settings.create_index:
-        await _create_scalar_indexes(backend, settings, engine, is_new=is_new)
+        await _create_scalar_indexes(backend, settings, layout, is_new=is_new)
     await _apply_properties(backend, settings, description.get("properties") or {})
     # Without indexes a collection cannot be loaded; whoever manages them does both.
     if all(index.type for index in indexes.values()):
@@ -263,7 +263,7 @@ async def _create_indexes(
 
 
 async def _create_scalar_indexes(
-    backend: Backend, settings: CollectionSettings, engine: Engine, *, is_new: bool
+    backend: Backend, settings: CollectionSettings, layout: Layout, *, is_new: bool
 ) -> None:
     """Create the indexes of scalar columns that are missing.
 
@@ -273,13 +273,18 @@ async def _create_scalar_indexes(
     # Of its own accord, the store adds no index to a collection that exists.
     by_default = is_new and settings.index_doc_id is None
     wanted = replace(settings, index_doc_id=True) if by_default else settings
-    for index in scalar_indexes(wanted, engine):
+    for index in scalar_indexes(wanted, layout.engine):
+        if index.column not in layout.columns:
+            raise CollectionError(
+                f"Collection {name!r}: found no field {index.column!r} to index. Leave out its "
+                "index, or index_doc_id=True, or use another collection_name"
+            )
         found = None if is_new else await backend.describe_index(name, index.column)
         if found is not None:
             check_scalar_index(found, index, name)
             continue
         await _change(
-            partial(backend.create_index, name, new_scalar_index(index, engine), wait=False),
+            partial(backend.create_index, name, new_scalar_index(index, layout.engine), wait=False),
             partial(backend.describe_index, name, index.column),
         )
 
