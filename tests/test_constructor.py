@@ -254,7 +254,7 @@ def test_repr_and_str_show_address_and_collection():
     ("arguments", "sentence"),
     [
         ({"uri": ""}, r"uri is empty; pass a server's address such as .* or a path that ends"),
-        ({"uri": None}, r"uri is None; it must be a server's address"),
+        ({"uri": None}, r"uri is None; pass a server's address"),
         ({"uri": "localhost:19530"}, r"uri is 'localhost:19530'; it must be a server's address"),
         ({"uri": "./milvus"}, r"uri is './milvus'; .* a path that ends in \".db\""),
         ({"uri": "milvus.DB"}, r"uri is 'milvus.DB'; .* a path that ends in \".db\""),

@@ -12,7 +12,7 @@ from pymilvus import DataType
 from .._names import did_you_mean
 from ..errors import ConfigurationError
 from .column_values import sent_value
-from .layout import INTEGER_TYPES, MAX_VARCHAR_BYTES, Column
+from .layout import MAX_VARCHAR_BYTES, Column
 from .settings import SCALAR_TYPES, ScalarField
 
 #: Milvus' most elements of an ARRAY (https://milvus.io/docs/array_data_type.md).
@@ -157,8 +157,3 @@ def scalar_field(name: str, settings: Mapping[str, Any]) -> ScalarField:
         default=settings.get("default"),
         index=settings.get("index"),
     )
-
-
-def takes_partition_key(field: ScalarField) -> bool:
-    """Whether Milvus can partition by a column of this type."""
-    return field.type is DataType.VARCHAR or field.type in INTEGER_TYPES & {DataType.INT64}
