@@ -29,6 +29,7 @@ VENV26 := .venv-pymilvus26
 VENVNEWEST := .venv-newest
 VENVBENCH := .venv-bench
 VENVUPSTREAM := .venv-upstream
+LITE2 := .milvus-lite-2
 VENVDOCS := .venv-docs
 INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
@@ -56,7 +57,7 @@ check: lint types $(VENV)/.installed-dev ## lint, types, and the tests that take
 
 test: lint types test-pymilvus30 test-pymilvus26 ## lint, types, and the tests with both lines of pymilvus
 
-test-pymilvus30: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt ## the tests with pymilvus 3.0
+test-pymilvus30: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt $(LITE2)/installed.txt ## the tests with pymilvus 3.0
 	@echo "==== tests with pymilvus 3.0 ($(VENV)) ===="
 	$(VENV)/bin/python $(PYTEST) -m 'not slow and not other_colour' $(PYTEST_ARGS)
 
@@ -69,7 +70,7 @@ test-newest: $(VENVNEWEST)/bin/python ## the same with the newest pymilvus, pre-
 	$(VENVNEWEST)/bin/python $(INSTALL) --upgrade --pre pymilvus
 	$(VENVNEWEST)/bin/python $(PYTEST) -m 'both_lines and not slow' $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt ## what `make test` has in a short form only, and the soak
+test-slow: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt $(LITE2)/installed.txt ## what `make test` has in a short form only, and the soak
 	$(VENV)/bin/python $(PYTEST) -m 'slow or other_colour' $(PYTEST_ARGS)
 	$(MAKE) soak
 
@@ -92,7 +93,7 @@ format: $(VENV)/.installed-dev ## apply ruff's formatting and its safe fixes
 	$(VENV)/bin/python -m ruff format .
 
 clean: ## remove the environments and everything generated
-	rm -rf $(VENV) $(VENV26) $(VENVNEWEST) $(VENVBENCH) $(VENVUPSTREAM) $(VENVDOCS) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV26) $(VENVNEWEST) $(VENVBENCH) $(VENVUPSTREAM) $(VENVDOCS) $(LITE2) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file says what an environment holds, so that a second call installs nothing.
@@ -122,6 +123,9 @@ $(VENVDOCS)/.installed: pyproject.toml constraints.txt | $(VENVDOCS)/bin/python
 # Without a network it says so, and the tests that need it are skipped.
 $(VENVUPSTREAM)/installed.txt: tests/fixtures/upstream.py | $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.fixtures.upstream
+
+$(LITE2)/installed.txt: tests/fixtures/lite2.py | $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.fixtures.lite2
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -20,6 +20,7 @@ from llama_index_milvus_async.errors import ConfigurationError, QueryError
 from llama_index_milvus_async.sparse import BM25BuiltInFunction
 
 LITE = Engine.parse("milvus_lite-3.2.2")
+LITE2 = Engine.parse("milvus_lite-2")
 CAPABILITIES = {
     name: value for name, value in vars(Engine).items() if isinstance(value, Capability)
 }
@@ -129,6 +130,36 @@ def test_small_vectors_need_a_version(kind: DataType, first: tuple[int, int]) ->
         lacks = rf"^field 'small' of type {kind.name}: {engine} has no {kind.name} fields; Milvus "
         with pytest.raises(ConfigurationError, match=lacks + ".".join(map(str, first))):
             check_vector_types(settings(kind), engine)
+
+
+def test_milvus_lite_2_is_another_engine_than_3() -> None:
+    """Its server, which tells no version, has the core of Milvus 2.5."""
+    for engine in (LITE2, Engine.parse("milvus_lite-2.5.1"), Engine.parse("milvus_lite-2.4.12")):
+        assert engine.is_lite_2
+        for name, capability in CAPABILITIES.items():
+            assert getattr(engine, name) == capability.lite2
+        check_engine(settings(function=BM25BuiltInFunction(analyzer_params={})), engine)
+        check_vector_types(settings(DataType.FLOAT16_VECTOR), engine)
+    assert not LITE.is_lite_2
+    assert str(LITE2) == "Milvus Lite 2"
+
+
+def test_what_milvus_lite_2_lacks_is_said_before_anything_is_sent() -> None:
+    field = VectorField("v", DataType.FLOAT_VECTOR, 8, "L2", {"index_type": "HNSW"})
+    with pytest.raises(ConfigurationError) as caught:
+        new_index(field, LITE2)
+    assert str(caught.value) == (
+        "the index of 'v' is of type HNSW: Milvus Lite 2 has only FLAT, IVF_FLAT and AUTOINDEX, "
+        "BIN_FLAT for BINARY_VECTOR, and the sparse ones; Milvus, and Milvus Lite 3 and newer, "
+        "have it"
+    )
+    for index_type in ("FLAT", "IVF_FLAT", "AUTOINDEX"):
+        new_index(replace(field, index_config={"index_type": index_type}), LITE2)
+    new_index(replace(field, type=DataType.BINARY_VECTOR, index_config={}), LITE2)
+    new_index(replace(field, type=DataType.SPARSE_FLOAT_VECTOR, index_config={}), LITE2)
+    asked = r"the properties \['mmap.enabled'\]: Milvus Lite 2"
+    with pytest.raises(ConfigurationError, match=asked):
+        check_engine(replace(settings(), properties={"mmap.enabled": True}), LITE2)
 
 
 def test_several_analyzers_need_a_version() -> None:

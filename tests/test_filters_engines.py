@@ -29,6 +29,7 @@ from llama_index_milvus_async._translation.engine import Engine
 from llama_index_milvus_async._translation.filters import (
     build_expression,
     doc_ids_expression,
+    everything_expression,
     ids_expression,
     next_page_expression,
 )
@@ -197,9 +198,9 @@ def can_look_into_text(leaf: MetadataFilter, dialect: Engine) -> bool:
         return True
     values = leaf.value if isinstance(leaf.value, list) else [leaf.value]
     texts = [each for each in values if isinstance(each, str)]
-    if dialect.name == "Milvus Lite":
+    if dialect.name == "Milvus Lite" and not dialect.is_lite_2:
         return not any("%" in t or "_" in t or t.endswith("\\") for t in texts)
-    return dialect.version >= (2, 4) or not texts
+    return dialect.has_infix_like or not texts
 
 
 def look_up(row: Mapping[str, Any], key: str) -> Any:
@@ -240,7 +241,7 @@ def table(
         connected = Engine.parse(engine.version)
         description = layout_of(types, connected, primary_key=primary, dynamic=dynamic, **parts)
         made = Table(client, name, description, rows)
-        assert made.find(f"{primary} not in []", "Strong") == set(rows)
+        assert made.find(everything_expression(description), "Strong") == set(rows)
         yield made
     finally:
         client.drop_collection(name)
@@ -309,8 +310,8 @@ def refused_text(operator: FilterOperator, value: Any, dialect: Engine) -> bool:
     """Whether the engine has no words for the filter, whatever the key."""
     if operator not in (Op.TEXT_MATCH, Op.TEXT_MATCH_INSENSITIVE):
         return False
-    if dialect.name != "Milvus Lite":
-        return dialect.version < (2, 4)
+    if dialect.name != "Milvus Lite" or dialect.is_lite_2:
+        return not dialect.has_infix_like
     return "%" in value or "_" in value or value.endswith("\\")
 
 

@@ -35,8 +35,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from tests.fixtures.pip import NO_NETWORK
 from tests.fixtures.servers import LiteServer
-from tests.fixtures.upstream import NO_NETWORK
 from tests.fixtures.upstream import REQUIREMENT as UPSTREAM
 
 for tool in ("build", "hatchling", "readme_renderer.markdown", "twine"):

@@ -104,6 +104,9 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     name = settings.collection_name
     engine = Engine.parse(await backend.server_version())
     check_engine(settings, engine)
+    if backend.database:
+        asked = f"db_name={backend.database!r}"
+        engine.require(Engine.has_databases, asked, ConfigurationError)
     if engine.ignores_logins:
         backend.warn_of_ignored_login()
     backend.note_collection(name, name, locks=engine.needs_one_writer)

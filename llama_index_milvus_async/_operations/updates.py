@@ -30,6 +30,7 @@ from ..errors import (
 from .context import Context
 from .ids import check_node_ids, chunks, expressions_of, in_parts
 from .pages import Pages, rows_per_page
+from .partitions import require_partitions
 from .setup import Ready
 from .writes import insert_request, split, write_outcome
 
@@ -141,7 +142,10 @@ class _Update:
 
     async def _partitions(self) -> Sequence[str | None]:
         """The partitions to go through; `None` where Milvus knows which one a row is in."""
-        if self._layout.partition_key is not None:
+        if self._options.partition_names is not None:
+            asked = f"milvus_partition_names={list(self._options.partition_names)}"
+            require_partitions(self._layout, asked)
+        if self._layout.partition_key is not None or not self._layout.engine.has_partitions:
             return [None]
         names = await self._context.backend.partition_names(
             self._layout.collection_name, self._options.timeout

@@ -29,6 +29,7 @@ from ..errors import (
 from .context import Context
 from .ids import check_id, check_node_ids, chunks, expressions_of
 from .pages import read_all
+from .partitions import require_partitions
 from .setup import Ready
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ async def add(context: Context, nodes: Sequence[BaseNode], options: WriteOptions
 
     async def write(ready: Ready) -> tuple[Layout, int]:
         _check_addable(ready.layout)
+        _check_partition(ready.layout, options.milvus_partition_name)
         rows = await _pack(context, ready.layout, nodes)
         await _write(context, ready.layout, rows, options)
         return ready.layout, len(rows)
@@ -103,6 +105,11 @@ async def _pack(context: Context, layout: Layout, nodes: Sequence[BaseNode]) -> 
             len(nodes),
         )
     return list(unique.values())
+
+
+def _check_partition(layout: Layout, name: str | None) -> None:
+    if name is not None:
+        require_partitions(layout, f"milvus_partition_name={name!r}")
 
 
 async def _write(
@@ -211,6 +218,7 @@ async def delete(context: Context, doc_ids: str | Sequence[str], options: Delete
         layout = ready.layout
         select = partial(_filters.documents_expression, layout)
         partition = options.milvus_partition_name
+        _check_partition(layout, partition)
         if partition is not None and not layout.engine.deletes_within_partition:
             await _delete(context, layout, [select(chunk) for chunk in chunks(wanted)], options)
             return
@@ -263,6 +271,7 @@ async def _delete(
     context: Context, layout: Layout, expressions: Sequence[str], options: DeleteOptions
 ) -> None:
     partition = options.milvus_partition_name
+    _check_partition(layout, partition)
     if partition is not None and not layout.engine.deletes_within_partition:
         expressions = await _within_partition(
             context, layout, partition, expressions, options.timeout

@@ -22,9 +22,10 @@ from .expressions import (
     list_literal,
     literal,
     negated,
+    without_negation,
 )
 from .layout import Column
-from .targets import COMPARE, Target, call_contains, numbers_among, texts_among
+from .targets import COMPARE, OPPOSITE, Target, call_contains, numbers_among, texts_among
 
 
 class ColumnTarget(Target):
@@ -32,6 +33,7 @@ class ColumnTarget(Target):
 
     Attributes:
         null: Matches the rows that have no value there.
+        filled: Matches the rows that have one.
         refuses_lists: Whether operators on lists are an error, where it holds none. They are not
             where other rows can have a list under the same key, in their metadata.
     """
@@ -42,15 +44,29 @@ class ColumnTarget(Target):
         self.name = column_name(name)
         self.engine = engine
         self.null: Expr = f"{self.name} is null" if nullable and engine.has_null else False
+        self.filled = negated(self.null)
 
-    def decide(self, match: Expr, positive: bool) -> Expr:
-        """Match the rows for which a test is true; on null it may be unknown."""
-        if not positive:
-            return any_of([self.null, negated(match)])
-        return negated(self.null) if match is True else match
+    def decide(self, match: Expr, positive: bool, opposite: Expr | None = None) -> Expr:
+        """Match the rows for which a test is true; on null it may be unknown.
+
+        Args:
+            match: The test.
+            positive: `False` for the rows for which it is not true.
+            opposite: The test that is true for all values for which `match` is false, for engines
+                that cannot negate it.
+        """
+        if positive:
+            return self.filled if match is True else match
+        if isinstance(match, bool) or self.engine.has_negation:
+            opposite = negated(match)
+        if opposite is None:
+            raise without_negation(self.engine, "that do not match")
+        return any_of([self.null, opposite])
 
     def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
-        return self.decide(self._in(values), positive)
+        if positive or self.engine.has_negation:
+            return self.decide(self._in(values), positive)
+        return any_of([self.null, self._not_in(values)])
 
     def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
         return self.decide(False, positive)
@@ -62,7 +78,7 @@ class ColumnTarget(Target):
         return self.decide(False, positive)
 
     def empty(self, positive: bool) -> Expr:
-        return self.null if positive else negated(self.null)
+        return self.null if positive else self.filled
 
     def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
         return self._no_list(positive)
@@ -83,6 +99,15 @@ class ColumnTarget(Target):
             return any_of(f"{self.name} == {literal(each)}" for each in values)
         return f"{self.name} in {list_literal(values)}" if values else False
 
+    def _not_in(self, values: Sequence[Scalar]) -> Expr:
+        if self.name.endswith("]"):
+            return all_of(f"{self.name} != {literal(each)}" for each in values)
+        return f"{self.name} not in {list_literal(values)}" if values else True
+
+    def _ordered(self, symbol: str, bound: Scalar, positive: bool) -> Expr:
+        match = f"{self.name} {symbol} {literal(bound)}"
+        return self.decide(match, positive, f"{self.name} {OPPOSITE[symbol]} {literal(bound)}")
+
 
 class TextColumn(ColumnTarget):
     """A VARCHAR column."""
@@ -91,8 +116,9 @@ class TextColumn(ColumnTarget):
         return super().one_of(texts_among(values), positive)
 
     def ordered(self, symbol: str, value: Scalar, positive: bool) -> Expr:
-        test = isinstance(value, str) and f"{self.name} {symbol} {literal(value)}"
-        return self.decide(test, positive)
+        if not isinstance(value, str):
+            return self.decide(False, positive)
+        return self._ordered(symbol, value, positive)
 
     def contains(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
         texts = texts_among(values)
@@ -106,8 +132,9 @@ class TextColumn(ColumnTarget):
         return self.decide(test(self.engine, self.name, needle), positive)
 
     def empty(self, positive: bool) -> Expr:
-        test = any_of([self.null, f'{self.name} == ""'])
-        return test if positive else negated(test)
+        if positive:
+            return any_of([self.null, f'{self.name} == ""'])
+        return all_of([self.filled, f'{self.name} != ""'])
 
 
 class IntegerColumn(ColumnTarget):
@@ -123,7 +150,7 @@ class IntegerColumn(ColumnTarget):
         if isinstance(value, float) and abs(value) > MAX_INTEGER:
             return self.decide(COMPARE[symbol](0, value), positive)
         bound = math.floor(value) if symbol in (">", "<=") else math.ceil(value)
-        return self.decide(f"{self.name} {symbol} {literal(bound)}", positive)
+        return self._ordered(symbol, bound, positive)
 
 
 class IntegerKeyColumn(IntegerColumn):
@@ -153,7 +180,7 @@ class FloatColumn(ColumnTarget):
         bound = float(value)
         if bound != value:  # A large integer, and no double lies between the two.
             symbol = symbol[0] + ("=" if (bound > value) == (symbol[0] == ">") else "")
-        return self.decide(f"{self.name} {symbol} {literal(bound)}", positive)
+        return self._ordered(symbol, bound, positive)
 
 
 class BooleanColumn(ColumnTarget):
@@ -170,7 +197,10 @@ class BooleanColumn(ColumnTarget):
         accepted = [each for each in (True, False) if accepts(each)]
         if len(accepted) == 2:
             return self.decide(True, positive)
-        return self.decide(bool(accepted) and f"{self.name} == {literal(accepted[0])}", positive)
+        if not accepted:
+            return self.decide(False, positive)
+        match = f"{self.name} == {literal(accepted[0])}"
+        return self.decide(match, positive, f"{self.name} != {literal(accepted[0])}")
 
 
 class ArrayColumn(ColumnTarget):
@@ -190,14 +220,17 @@ class ArrayColumn(ColumnTarget):
         return self.decide((all_of if every else any_of)(tests), positive)
 
     def empty(self, positive: bool) -> Expr:
-        test = any_of([self.null, f"array_length({self.name}) == 0"])
-        return test if positive else negated(test)
+        length = f"array_length({self.name})"
+        if positive:
+            return any_of([self.null, f"{length} == 0"])
+        return all_of([self.filled, f"{length} != 0"])
 
     def has_elements(self, values: Sequence[Scalar], every: bool, positive: bool) -> Expr:
         return self.contains(values, every, positive)
 
     def has_length(self, length: int, positive: bool) -> Expr:
-        return self.decide(f"array_length({self.name}) == {literal(length)}", positive)
+        actual, wanted = f"array_length({self.name})", literal(length)
+        return self.decide(f"{actual} == {wanted}", positive, f"{actual} != {wanted}")
 
 
 COLUMN_TARGETS: dict[DataType, type[ColumnTarget]] = {
@@ -217,6 +250,12 @@ def element_target(column: Column, position: int, engine: Engine) -> ColumnTarge
     """An element of an ARRAY column; a row whose list is shorter has no value there."""
     kind = COLUMN_TARGETS[column.element_type or DataType.NONE]
     target = kind(column.name, engine, nullable=True)
-    target.null = any_of([target.null, f"array_length({target.name}) <= {position}"])
+    length = f"array_length({target.name})"
+    if engine.has_negation:
+        target.null = any_of([target.null, f"{length} <= {position}"])
+        target.filled = negated(target.null)
+    else:  # and lengths compare by == and != only
+        target.null = any_of(f"{length} == {shorter}" for shorter in range(position + 1))
+        target.filled = all_of(f"{length} != {shorter}" for shorter in range(position + 1))
     target.name += f"[{position}]"
     return target

@@ -29,6 +29,9 @@ def check_engine(settings: CollectionSettings, engine: Engine) -> None:
     Raises:
         ConfigurationError: It has not. The message names the version that has.
     """
+    if settings.properties:
+        asked = f"the properties {sorted(settings.properties)}"
+        engine.require(Engine.has_properties, asked, ConfigurationError)
     sparse = settings.sparse
     if sparse is not None:
         engine.require(Engine.has_sparse_vectors, "enable_sparse=True", ConfigurationError)

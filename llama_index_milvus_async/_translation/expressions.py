@@ -158,7 +158,40 @@ def enclosed(part: str) -> str:
     return part if part.startswith("(") else f"({part})"
 
 
+def without_negation(engine: Engine, what: str) -> FilterError:
+    """The error for what an engine without `not` and `exists` has no words for."""
+    return FilterError(
+        f"{engine} cannot tell the rows {what}: its expressions have no 'not', 'exists' or "
+        "'is null'; ask the other way round, or use Milvus, or Milvus Lite 3"
+    )
+
+
+def spelled(engine: Engine, part: Expr) -> Expr:
+    """Spell what `literal` has escaped as the engine reads it.
+
+    Raises:
+        FilterError: A text has a newline, which the engine does not read in any spelling.
+    """
+    if engine.has_escapes_in_texts or isinstance(part, bool):
+        return part
+
+    def spell(escape: re.Match[str]) -> str:
+        if escape[1] in "nr":
+            raise FilterError(
+                f"{engine} does not read texts and keys with a newline or a carriage return in an "
+                "expression; leave it out, or use Milvus, or Milvus Lite 3"
+            )
+        return "\t" if escape[1] == "t" else escape[0]
+
+    return re.sub(r"\\(.)", spell, part)
+
+
 # Text inside text
+
+
+def is_text(engine: Engine, target: str) -> str:
+    """Test whether a value in JSON, or a text, is a text, be it empty."""
+    return f'{target} like "%"' if engine.likes_any_text else f'{target} >= ""'
 
 
 def contains(engine: Engine, target: str, needle: str) -> Expr:
@@ -168,7 +201,7 @@ def contains(engine: Engine, target: str, needle: str) -> Expr:
         remedy = f"leave '%', '_' and a backslash at the end out of {needle!r}"
         engine.require(Engine.has_escapes_in_like, remedy, FilterError)
     if not needle:
-        return f'{target} like "%"'
+        return is_text(engine, target)
     pattern = re.sub(r"([\\%_])", r"\\\1", needle) if engine.has_escapes_in_like else needle
     return f"{target} like {literal(f'%{pattern}%')}"
 

@@ -24,6 +24,7 @@ from llama_index.core.vector_stores.types import (
 
 from ..errors import FilterError
 from ..filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
+from .engine import Engine
 from .expressions import (
     INTEGER,
     MAX_INTEGER,
@@ -35,6 +36,7 @@ from .expressions import (
     enclosed,
     listed,
     literal,
+    spelled,
 )
 from .keys import source_target, target_of
 from .layout import NO_DOC_ID, Layout
@@ -121,7 +123,11 @@ def metadata_filters(given: Any) -> MetadataFilters:
 
 def _no_row(layout: Layout) -> str:
     """Match nothing; there are no constants: Milvus refuses `false` alone."""
-    return f"{column_name(layout.primary_key)} in []"
+    name = column_name(layout.primary_key)
+    if layout.engine.has_negation:
+        return f"{name} in []"
+    least = "0" if layout.integer_ids else '""'
+    return f"({name} < {least}) and ({name} > {least})"
 
 
 def _rendered(layout: Layout, part: Expr) -> str:
@@ -137,7 +143,7 @@ def ids_expression(layout: Layout, ids: Sequence[str]) -> str:
     """
     name = column_name(layout.primary_key)
     values = [_id_literal(layout, each) for each in dict.fromkeys(_id_list("node ids", ids))]
-    return f"{name} in [{', '.join(values)}]"
+    return f"{name} in [{', '.join(values)}]" if values else _no_row(layout)
 
 
 def doc_ids_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
@@ -154,7 +160,8 @@ def doc_ids_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
         )
     if layout.doc_id_field == layout.primary_key:
         return ids_expression(layout, values)
-    return _rendered(layout, source_target(layout).one_of(values, True))
+    match = source_target(layout).one_of(values, True)
+    return _rendered(layout, spelled(layout.engine, match))
 
 
 def documents_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
@@ -173,12 +180,10 @@ def documents_expression(layout: Layout, doc_ids: Sequence[str]) -> str:
     if not keys:
         return passages
     source = source_target(layout)
-    whole = all_of(
-        [
-            ids_expression(layout, keys),
-            any_of([source.one_of([NO_DOC_ID], True), source.empty(True)]),
-        ]
-    )
+    no_source = [source.one_of([NO_DOC_ID], True)]
+    if layout.engine.has_negation or layout.doc_id_field in layout.columns:
+        no_source.append(source.empty(True))  # in rows that were made by hand
+    whole = all_of([ids_expression(layout, keys), any_of(no_source)])
     return _rendered(layout, any_of([passages, whole] if sources else [whole]))
 
 
@@ -187,7 +192,7 @@ def _can_be_key(layout: Layout, doc_id: str) -> bool:
     if layout.auto_id:
         return False  # its keys are numbers of rows, which mean nothing beside ids of documents
     if not layout.integer_ids:
-        return True
+        return layout.engine.takes_id(doc_id)
     number = int(doc_id) if INTEGER.fullmatch(doc_id) else None
     return str(number) == doc_id and abs(number or 0) <= MAX_INTEGER
 
@@ -242,7 +247,9 @@ def _id_literal(layout: Layout, node_id: str | int) -> str:
     """Encode a primary key; LlamaIndex's ids are text also where the column is INT64."""
     text = str(node_id)
     if not layout.integer_ids:
-        return literal(text)
+        if not layout.engine.takes_id(text):
+            raise FilterError(f"the id {text!r}: {layout.engine} {Engine.has_any_id.lack}")
+        return str(spelled(layout.engine, literal(text)))
     if not INTEGER.fullmatch(text):
         raise FilterError(
             f"the primary key {layout.primary_key!r} is INT64, but the node id {text!r} is not an "
@@ -397,7 +404,7 @@ def _leaf(
             raise FilterError(
                 f"unknown operator; supported are {listed(each.name for each in operators)}"
             )
-        return operators[symbol](target_of(layout, key), value, yes)
+        return spelled(layout.engine, operators[symbol](target_of(layout, key), value, yes))
     except FilterError as error:
         raise FilterError(f"filter on {key!r} with the operator {name}: {error}") from None
 

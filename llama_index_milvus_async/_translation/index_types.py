@@ -40,6 +40,8 @@ _REQUIRED: dict[str, Mapping[str, int]] = {
     "SCANN": {"nlist": 128},
     "BIN_IVF_FLAT": {"nlist": 128},
 }
+#: The index types that Milvus Lite 2 has.
+_OF_LITE_2 = ("FLAT", "IVF_FLAT", "AUTOINDEX", "BIN_FLAT", "SPARSE_INVERTED_INDEX", "SPARSE_WAND")
 #: Parameters of a search that only some index types read.
 _OF_SEARCHES = {
     "ef": ("HNSW", "GPU_CAGRA", "AUTOINDEX"),
@@ -78,6 +80,18 @@ def check_index_config(argument: str, config: Any, kind: DataType) -> dict[str, 
                 f"{'' if name in _ALL else did_you_mean(str(given), allowed)}"
             )
     return checked
+
+
+def check_index_type(name: str, index_type: str, kind: DataType, engine: Engine) -> None:
+    """Check that the engine has an index type.
+
+    Raises:
+        ConfigurationError: It has not.
+    """
+    is_binary = kind is DataType.BINARY_VECTOR
+    if index_type not in _OF_LITE_2 or is_binary != (index_type == "BIN_FLAT"):
+        asked = f"the index of {name!r} is of type {index_type}"
+        engine.require(Engine.has_all_index_types, asked, ConfigurationError)
 
 
 def check_required_params(name: str, config: Mapping[str, Any], engine: Engine) -> None:

@@ -14,9 +14,11 @@ from .expressions import (
     can_find,
     contains,
     contains_insensitive,
+    is_text,
     list_literal,
     literal,
     negated,
+    without_negation,
 )
 from .targets import COMPARE, Target, call_contains, is_large, numbers_among, texts_among, whole
 
@@ -57,7 +59,7 @@ class Json(Target):
         return {
             "number": f"{self.text} >= {_LEAST_DOUBLE}",
             "boolean": f"({self.text} == true or {self.text} == false)",
-            "text": f'{self.text} like "%"',
+            "text": is_text(self.engine, self.text),
             "list": f"array_length({self.text}) != 0",
         }
 
@@ -277,6 +279,48 @@ class JsonInLite(Json):
         return all_of([test, negated(self.kinds["text"])])
 
 
+class JsonInLite2(Json):
+    """A value in JSON in Milvus Lite 2, which has the two-valued logic of Milvus 2.5.
+
+    Its expressions know no `not` and no `exists`. `!=` and `not in` are true for whatever is not
+    equal, values of other kinds and missing ones among them; there is no opposite of the rest.
+    """
+
+    @property
+    def exists(self) -> str:
+        raise without_negation(self.engine, "that have no value under a key")
+
+    def present(self, positive: bool) -> Expr:
+        raise without_negation(self.engine, "that have no value under a key")
+
+    def decide(self, cases: Mapping[str, Expr], positive: bool) -> Expr:
+        match = any_of(cases.values())
+        if positive or isinstance(match, bool):
+            return match if positive else negated(match)
+        raise without_negation(self.engine, "that do not match")
+
+    def one_of(self, values: Sequence[Scalar], positive: bool) -> Expr:
+        if positive:
+            return super().one_of(values, positive)
+        texts, numbers = texts_among(values), numbers_among(values)
+        whole = [each for each in numbers if isinstance(each, int)]
+        broken = [each for each in numbers if not isinstance(each, int)]
+        booleans = [each for each in (True, False) if each in numbers]
+        kinds: list[Sequence[Scalar]] = [texts, whole, broken, booleans]  # no list has two of them
+        return all_of(f"{self.text} not in {list_literal(kind)}" for kind in kinds if kind)
+
+    def empty(self, positive: bool) -> Expr:
+        if positive:
+            raise without_negation(self.engine, "that have no value under a key")
+        return self.filled
+
+    def has_length(self, length: int, positive: bool) -> Expr:
+        if length == 0:
+            # It is also the "length" of what is not a list.
+            raise without_negation(self.engine, "with an empty list from those without a list")
+        return f"array_length({self.text}) {'==' if positive else '!='} {literal(length)}"
+
+
 class FirstOf(Target):
     """One of two values: the first in rows that have it, else the second.
 
@@ -284,15 +328,19 @@ class FirstOf(Target):
     name a column has is the metadata of the rows that have it, else the column.
     """
 
-    def __init__(self, has_first: str, first: Target, second: Target) -> None:
+    def __init__(
+        self, has_first: str, first: Target, second: Target, *, lacks_first: str = ""
+    ) -> None:
         """Remember the targets.
 
         Args:
             has_first: An expression in parentheses, true where a row has the first, else false.
             first: The first.
             second: The second.
+            lacks_first: The opposite of `has_first`, where the engine cannot negate it.
         """
         self.has_first = has_first
+        self.lacks_first = lacks_first or negated(has_first)
         self.first = first
         self.second = second
 
@@ -332,7 +380,7 @@ class FirstOf(Target):
         first = test(self.first)
         if absent:
             first = all_of([self.has_first, first])
-        return any_of([first, all_of([negated(self.has_first), test(self.second)])])
+        return any_of([first, all_of([self.lacks_first, test(self.second)])])
 
 
 def is_path(key: str) -> bool:

@@ -29,7 +29,14 @@ from .column_targets import (
     element_target,
 )
 from .expressions import column_name, is_plain, listed, literal
-from .json_targets import FirstOf, Json, JsonInLite, JsonOfThreeValues, is_path
+from .json_targets import (
+    FirstOf,
+    Json,
+    JsonInLite,
+    JsonInLite2,
+    JsonOfThreeValues,
+    is_path,
+)
 from .key_syntax import Step, subscripted
 from .layout import DOC_ID_KEYS, DYNAMIC_FIELD, Layout
 from .targets import Target
@@ -50,6 +57,8 @@ def target_of(layout: Layout, key: str) -> Target:
     if (steps := subscripted(key)) is None:
         return _named_target(layout, key)
     path = _path_target(layout, steps)
+    if not layout.engine.has_negation:  # which could tell the rows that have the literal key
+        return path
     if not layout.dynamic or not _is_addressable(layout, [key]):
         return path
     return _first_of(_metadata(layout, [key], has_another_reading=True), path)
@@ -66,17 +75,21 @@ def _named_target(layout: Layout, key: str) -> Target:
         value = _metadata(layout, [key])
         if not _can_be_filtered(layout, key):
             return value
-        has_key = f"(exists {_address(layout, [layout.metadata_keys.mark(key)])})"
+        mark = _address(layout, [layout.metadata_keys.mark(key)])
         own = _own_target(layout, key)
         if isinstance(own, ColumnTarget):
             own.refuses_lists = False
-        return FirstOf(has_key, value, own)
+        if not layout.engine.has_negation:
+            return FirstOf(f"({mark} == true)", value, own, lacks_first=f"{mark} != true")
+        return FirstOf(f"(exists {mark})", value, own)
     if key in layout.columns:
         return _column_target(layout, key)
     column, _, inner = key.partition(".")
     if inner and _is_json(layout, column):
+        _check_dots(layout, key, inner, column)
         return _dotted(inner, lambda path, **how: _json(layout, path, column, **how))
     _check_dynamic(layout)
+    _check_dots(layout, key, key)
     return _dotted(key, lambda path, **how: _metadata(layout, path, **how))
 
 
@@ -120,6 +133,17 @@ def _dotted(key: str, target: Callable[..., Json]) -> Target:
     if not is_path(key):
         return target([key])
     return _first_of(target([key], has_another_reading=True), target(key.split(".")))
+
+
+def _check_dots(layout: Layout, key: str, inner: str, column: str = DYNAMIC_FIELD) -> None:
+    """Refuse a key with two meanings where the engine cannot tell which one a row has."""
+    if is_path(inner) and not layout.engine.has_negation:
+        path = _subscripts(column, inner.split("."))
+        raise FilterError(
+            f"{layout.engine} has no 'exists', so that it cannot tell whether a row has the key "
+            f"{inner!r} or a mapping under {inner.split('.')[0]!r}; write {path!r} for the "
+            f"mapping, or {_subscripts(column, [inner])!r} for the key with dots"
+        )
 
 
 def _check_dynamic(layout: Layout) -> None:
@@ -170,6 +194,8 @@ def _json(
     kind: type[Json] = JsonOfThreeValues if layout.engine.has_unknown else Json
     if layout.engine.compares_json_as_python:
         kind = JsonInLite
+    elif not layout.engine.has_negation:
+        kind = JsonInLite2
     return kind(text, layout.engine, has_another_reading=has_another_reading)
 
 

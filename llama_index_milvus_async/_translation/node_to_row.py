@@ -133,6 +133,8 @@ class RowPacker:
             report("the id is empty")
         elif not layout.integer_ids:
             check_text("the id", node_id, layout.max_bytes(layout.primary_key), report)
+            if not layout.engine.takes_id(node_id):
+                report(f"the id {node_id!r}: {layout.engine} {Engine.has_any_id.lack}")
         elif not _INTEGER_ID.fullmatch(node_id) or not fits(int(node_id), 64):
             report(f"the primary key {layout.primary_key!r} is INT64, and the id is not an integer")
         else:

@@ -15,7 +15,7 @@ from pymilvus import CollectionSchema, DataType, FieldSchema, Function, MilvusCl
 
 from ..errors import ConfigurationError
 from .engine import Engine
-from .index_types import check_required_params
+from .index_types import check_index_type, check_required_params
 from .layout import MAX_VARCHAR_BYTES, NODE_CONTENT_FIELD, NODE_TYPE_FIELD
 from .names import check_new_names
 from .scalar_fields import MAX_ARRAY_CAPACITY
@@ -136,7 +136,8 @@ def new_index(field: VectorField, engine: Engine) -> Any:
     `params` is taken as well.
 
     Raises:
-        ConfigurationError: It lacks parameters that the engine has no defaults of.
+        ConfigurationError: The engine has no such index type, or it lacks parameters that the
+            engine has no defaults of.
     """
     check_required_params(field.name, field.index_config, engine)
     config = {key: value for key, value in field.index_config.items() if key != "metric_type"}
@@ -150,6 +151,7 @@ def new_index(field: VectorField, engine: Engine) -> Any:
     if params and engine.nests_index_params:
         # pymilvus flattens what it is given, and Milvus Lite reads nested parameters only.
         params = {"params": params}
+    check_index_type(field.name, named["index_type"], field.type, engine)
     index_params = MilvusClient.prepare_index_params()
     index_params.add_index(**named, **({"params": params} if params else {}))
     return index_params

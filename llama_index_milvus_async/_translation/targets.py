@@ -70,6 +70,9 @@ COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
+OPPOSITE = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
+
+
 def texts_among(values: Iterable[Scalar]) -> list[str]:
     """Return the texts."""
     return [each for each in values if isinstance(each, str)]

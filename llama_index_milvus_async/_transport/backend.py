@@ -25,7 +25,8 @@ from pymilvus import CollectionSchema
 from .._concurrency.once import Once
 from .._rpc import DeleteDocuments, GetByIds, Hits, HybridSearch, Insert, Query, Row, Search
 from .._wire.responses import ResponseRows
-from ..errors import store_closed
+from .._wire.status import is_unknown_request
+from ..errors import ServerError, store_closed
 from . import lite
 from .retries import retry_until_deadline, time_left
 from .rpcs import load_options, loaded, send_delete, send_insert, send_query
@@ -116,8 +117,18 @@ class Backend(ABC):
         return await retry_until_deadline(attempt, timeout=timeout, sleep=self._transport.sleep)
 
     async def server_version(self) -> str:
-        """The version that the server tells."""
-        return str(await self._call("get_server_version"))
+        """The version that the server tells; Milvus Lite 2 does not know the question."""
+        try:
+            return str(await self._call("get_server_version"))
+        except ServerError as error:
+            if not is_unknown_request(error):
+                raise
+            return f"milvus_lite-{lite.version_2(self._transport.address)}"
+
+    @property
+    def database(self) -> str:
+        """The database, empty for the default one."""
+        return self._transport.address.database
 
     async def describe_collection(
         self, name: str, timeout: float | None = None

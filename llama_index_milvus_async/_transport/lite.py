@@ -114,6 +114,17 @@ def _why_not_there(error: Exception) -> str:
     )
 
 
+def version_2(address: Address) -> str:
+    """The version of a Milvus Lite 2, whose server does not tell it.
+
+    In this process it is the installed one; elsewhere no more than "2" is known.
+    """
+    with suppress(PackageNotFoundError):
+        if address.is_lite:
+            return version("milvus-lite")
+    return "2"
+
+
 #: Which file is at a path: device and number.
 FileId = tuple[int, int]
 
@@ -160,8 +171,8 @@ def _stop_if_removed(address: Address) -> None:
     manager = module.server_manager_instance
     path = os.path.abspath(address.uri)
     entry = manager._servers.get(path)
-    if entry is None:
-        return
+    if not isinstance(entry, tuple):
+        return  # not open yet; or Milvus Lite 2, whose database is a file of another process
     server, database, *_ = entry
     opened = os.fstat(database._lock_fd)
     if open_file(address) == (opened.st_dev, opened.st_ino):

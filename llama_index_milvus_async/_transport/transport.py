@@ -156,9 +156,9 @@ class Transport(ABC):
                 kwargs["retry_times"] = MAX_RESENDS
             return getattr(connected.client, method)(*args, timeout=seconds, **kwargs)
 
+        needed = self.session.memory(collection_name).needed_locks(method, rewriting=False)
         with expected_failures():
-            needed = self.session.memory(collection_name).needed_locks(method, rewriting=False)
-        return await self._in_turn(method, needed, send, left, has_status=False)
+            return await self._in_turn(method, needed, send, left, has_status=False)
 
     async def _in_turn(
         self,

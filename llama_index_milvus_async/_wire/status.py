@@ -202,6 +202,16 @@ def is_being_created(error: Exception) -> bool:
     )
 
 
+def is_unknown_request(error: ServerError) -> bool:
+    """Whether the server has no such request at all: its program was built without it."""
+    cause = error.__cause__
+    return (
+        isinstance(cause, grpc.RpcError)
+        and hasattr(cause, "code")
+        and cause.code() is grpc.StatusCode.UNIMPLEMENTED
+    )
+
+
 def _configuration_error(
     error: ConnectionConfigException, address: Address, reasons: Sequence[BaseException]
 ) -> MilvusVectorStoreError:
