@@ -9,6 +9,7 @@ import pytest
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
 from llama_index_milvus_async import MilvusVectorStore
+from llama_index_milvus_async._transport.registry import LoopConnection, close_from_outside
 from llama_index_milvus_async._wire.address import Address
 from llama_index_milvus_async.errors import PartialWriteError
 from tests.fixtures.stores import collection_name, make_nodes
@@ -242,6 +243,30 @@ async def test_a_closed_store_sends_nothing_more_over_a_shared_connection(record
     ids = [node.node_id for node in nodes]
     stored = await other.aget_nodes(ids, consistency_level="Strong")
     assert {node.node_id for node in stored} == set(error.written)
+
+
+def test_a_loop_that_ends_while_its_connection_is_to_close_leaves_no_coroutine():
+    loop = asyncio.new_event_loop()
+    running, asked = threading.Event(), threading.Event()
+
+    def in_last_iteration():
+        running.set()
+        asked.wait(60)
+        loop.stop()
+
+    def run():
+        loop.run_forever()
+        loop.close()
+
+    loop.call_soon(in_last_iteration)
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert running.wait(60)
+    address = Address("http://localhost:19530")
+    close_from_outside(LoopConnection(address, loop))
+    asked.set()
+    thread.join()
+    gc.collect()  # a coroutine that was never awaited is a warning, and so an error
 
 
 def test_counts_are_read_while_requests_are_sent(engine, make_store):

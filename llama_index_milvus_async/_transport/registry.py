@@ -344,18 +344,36 @@ def _run_on_loop(
             run_sync(close())
         except RuntimeError:
             # It does while requests are under way, and while pymilvus is connecting.
-            task = loop.create_task(close())
-            _closing.add(task)
-            task.add_done_callback(_closing.discard)
+            _start(loop, close)
         except Exception:
             logger.info("a connection could not be closed", exc_info=True)
         return
-    if not loop.is_running():
-        with suppress(Exception):
-            run_sync(close())
-        return
-    with suppress(RuntimeError):
-        closing = asyncio.run_coroutine_threadsafe(close(), loop)
-        if wait:
-            with suppress(Exception):
-                closing.result(timeout=1)
+    if loop.is_running():
+        ended = threading.Event()
+        # The loop makes the coroutine, and not this thread: one that ends now would drop it.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_start, loop, close, ended)
+            if wait:
+                ended.wait(1)
+            return
+    with suppress(Exception):
+        run_sync(close())
+
+
+def _start(
+    loop: asyncio.AbstractEventLoop,
+    close: Callable[[], Any],
+    ended: threading.Event | None = None,
+) -> None:
+    """Close in a task; sets `ended` when that is done."""
+
+    def end(task: asyncio.Task[Any]) -> None:
+        _closing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.info("a connection could not be closed", exc_info=error)
+        if ended is not None:
+            ended.set()
+
+    task = loop.create_task(close())
+    _closing.add(task)
+    task.add_done_callback(end)
