@@ -11,6 +11,7 @@ from .._retrieval.options import SearchOptions
 from .._retrieval.plan import SearchPlanner
 from ..errors import ServerError
 from .context import Context
+from .missing_keys import warn_of_missing_filters
 from .pages import read_some
 from .setup import Ready
 
@@ -43,6 +44,8 @@ async def _read(
         rows = await read_some(context, ready.layout, expression, reader.fields, options, wanted)
     except ServerError as error:
         raise explained(error, options) from error
+    if not rows:
+        await warn_of_missing_filters(context, ready, query.filters, options.milvus_scalar_filters)
     nodes = await context.backend.convert(rows[options.offset :], reader.node)
     return VectorStoreQueryResult(nodes=nodes, ids=[node.node_id for node in nodes])
 

@@ -18,6 +18,7 @@ from ..documents import StoredDocument
 from ..errors import CollectionError
 from .context import Context
 from .ids import check_node_ids, expressions_of
+from .missing_keys import warn_of_missing_filters
 from .pages import Pages, count_rows
 from .reads import fields_to_read
 from .setup import Ready
@@ -39,7 +40,10 @@ async def count(
     async def read(ready: Ready) -> int:
         layout = ready.layout
         expressions = expressions_of(layout, node_ids, filters)
-        return sum([await count_rows(context, layout, each, options) for each in expressions])
+        count = sum([await count_rows(context, layout, each, options) for each in expressions])
+        if not count:
+            await warn_of_missing_filters(context, ready, filters)
+        return count
 
     return await context.with_ready(read)
 
@@ -106,6 +110,8 @@ class NodeIteration:
             self._pages = pages
         begun, self._begun = self._begun, None
         rows = await (pages.next() if begun is None else begun)
+        if self._last is None and not rows:
+            await warn_of_missing_filters(context, ready, self._filters)
         last = pages.last
         if rows:
             # Milvus reads the next page while nodes are made of this one, and used.
@@ -153,6 +159,8 @@ async def list_documents(
 
         while page := await pages.next():
             await context.backend.convert(page, note)
+        if not nodes_of:
+            await warn_of_missing_filters(context, ready, filters)
         # Those of no document come last.
         ids = sorted(nodes_of, key=lambda doc_id: (doc_id is None, doc_id or ""))
         return [StoredDocument(doc_id, nodes_of[doc_id]) for doc_id in ids]

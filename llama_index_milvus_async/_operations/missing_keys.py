@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
+
+from llama_index.core.vector_stores.types import MetadataFilters
 
 from .._rpc import Query
-from .._translation.filters import everything_expression, existence_expression
+from .._translation.filters import everything_expression, existence_expression, keys_of
 from .._translation.layout import Layout
 from ..errors import FilterError, ServerError
 from .context import Context
@@ -51,6 +54,14 @@ async def warn_of_missing_keys(
                 key,
                 where,
             )
+
+
+async def warn_of_missing_filters(
+    context: Context, ready: Ready, filters: MetadataFilters | None, scalar_filters: Any = None
+) -> None:
+    """Warn of keys of filters that may be why nothing matches; see `warn_of_missing_keys`."""
+    keys = keys_of(filters, scalar_filters)
+    await warn_of_missing_keys(context, ready, keys, "a filter compares")
 
 
 async def _no_row_has(context: Context, layout: Layout, key: str) -> bool:

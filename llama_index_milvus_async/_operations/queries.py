@@ -32,14 +32,13 @@ from .._retrieval.results import (
 )
 from .._retrieval.values import are_several, check_is_query, described
 from .._rpc import NO_HITS, Hits, HybridSearch, Search
-from .._translation.filters import keys_of
 from .._translation.layout import DYNAMIC_FIELD
 from .._transport.limits import MAX_SEARCH_HITS, MAX_SEARCH_VECTORS
 from ..errors import QueryError, ServerError
 from .context import Context
 from .ids import in_parts
 from .listings import explained, list_matching
-from .missing_keys import warn_of_missing_keys
+from .missing_keys import warn_of_missing_filters, warn_of_missing_keys
 from .partitions import check_partitions
 from .setup import Ready
 
@@ -223,8 +222,8 @@ async def _warn_of_missing_keys(context: Context, ready: Ready, found: Sequence[
         query, options = search.query, search.options
         nodes = [node for nodes, _ in legs for node in nodes]
         if not nodes:
-            keys = keys_of(query.filters, options.milvus_scalar_filters)
-            await warn_of_missing_keys(context, ready, keys, "a filter compares")
+            lists = options.milvus_scalar_filters
+            await warn_of_missing_filters(context, ready, query.filters, lists)
             continue
         named = (
             context.options.output_fields if query.output_fields is None else query.output_fields

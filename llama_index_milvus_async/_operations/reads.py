@@ -17,7 +17,7 @@ from .._translation.row_to_node import RowReader
 from ..errors import QueryError
 from .context import Context
 from .ids import check_node_ids, chunks, expressions_of, in_parts
-from .missing_keys import warn_of_missing_keys
+from .missing_keys import warn_of_missing_filters
 from .pages import read_all, read_some
 from .partitions import check_partitions
 from .setup import Ready
@@ -59,9 +59,8 @@ async def get_nodes(
                 rows = await read_some(
                     context, layout, expression, reader.fields, options, options.limit
                 )
-        if not rows and filters is not None:
-            keys = _filters.keys_of(filters)
-            await warn_of_missing_keys(context, ready, keys, "a filter compares")
+        if not rows:
+            await warn_of_missing_filters(context, ready, filters)
         return await context.backend.convert(rows, reader.node)
 
     return await context.with_ready(read)

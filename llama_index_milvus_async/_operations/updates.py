@@ -29,6 +29,7 @@ from ..errors import (
 )
 from .context import Context
 from .ids import check_node_ids, chunks, expressions_of, in_parts
+from .missing_keys import warn_of_missing_filters
 from .pages import Pages, rows_per_page
 from .partitions import require_partitions
 from .setup import Ready
@@ -59,13 +60,16 @@ async def update_metadata(
     async def run(ready: Ready) -> int:
         update = _Update(context, ready.layout, filters, change, options)
         try:
-            return await update.run(node_ids)
+            count = await update.run(node_ids)
         except PartialWriteError:
             raise
         except MilvusVectorStoreError as error:
             if not update.written:
                 raise
             raise _partial(error, update.written) from error
+        if not count:
+            await warn_of_missing_filters(context, ready, filters)
+        return count
 
     return await context.with_ready(run)
 

@@ -20,6 +20,7 @@ from llama_index.core.schema import (
 from pydantic_core import from_json
 
 from ..errors import RowError
+from .expressions import is_plain
 from .layout import (
     DYNAMIC_FIELD,
     NO_DOC_ID,
@@ -75,7 +76,13 @@ class RowReader:
         if layout.holds_nodes:
             fields += [NODE_CONTENT_FIELD, NODE_TYPE_FIELD]
         if self._named:
-            fields += self._named
+            # A server takes only names for output fields, and has other keys in here.
+            fields += [
+                name
+                if name in layout.columns or is_plain(name) or not layout.dynamic
+                else DYNAMIC_FIELD
+                for name in self._named
+            ]
         elif not layout.node_in_column:
             fields += output_columns(layout)
         if layout.doc_id_field and not layout.node_in_column:

@@ -93,12 +93,26 @@ def why_lite_cannot_open(path: str, reasons: Sequence[BaseException]) -> str:
             "it is a file, and Milvus Lite 3 keeps a folder there. A database of Milvus Lite 2 is "
             "such a file and cannot be opened: export it with that version, or name another path"
         )
+    reasons = reasons or _refusal_of_lite(path)
     if any(type(reason).__name__ == "DataDirLockedError" for reason in reasons):
         return (
             "another process has it open, and Milvus Lite serves one process at a time. End that "
             f"one, or run a server for both: milvus-lite server --data-dir {path}"
         )
     return "; ".join(f"{type(reason).__name__}: {reason}" for reason in reasons) or "see its log"
+
+
+def _refusal_of_lite(path: str) -> Sequence[BaseException]:
+    """What Milvus Lite raises at a path, where logging is set up so that it has logged nothing."""
+    try:
+        from milvus_lite import MilvusLite
+    except ImportError:  # version 2 has no such class
+        return []
+    try:
+        MilvusLite(path).close()
+    except Exception as error:
+        return [error]
+    return []
 
 
 def _first(

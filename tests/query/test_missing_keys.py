@@ -117,6 +117,30 @@ async def test_reading_by_a_misspelt_key(reopen, coloured, caplog):
     assert "'yaer', which a filter compares" in text
 
 
+READS = {
+    "count": lambda store, filters: store.count(filters),
+    "list_documents": lambda store, filters: store.list_documents(filters),
+    "query without an embedding": lambda store, filters: store.query(
+        VectorStoreQuery(filters=filters)
+    ),
+    "update_metadata": lambda store, filters: store.update_metadata(filters, set={"k": 1}),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+async def test_whatever_matches_nothing_tells_a_misspelt_key(reopen, coloured, caplog, read):
+    await read(coloured(reopen()), query("yaer").filters)
+    [text] = warned(caplog)
+    assert "'yaer', which a filter compares" in text
+
+
+async def test_going_through_nodes_tells_a_misspelt_key(reopen, caplog):
+    store = reopen()
+    assert list(store.iter_nodes(query("yaer").filters)) == []
+    assert [node async for node in reopen().aiter_nodes(query("yaer").filters)] == []
+    assert len(warned(caplog)) == 2
+
+
 async def test_what_finds_something_costs_nothing(reopen, coloured, caplog, recorder):
     store = coloured(reopen(output_fields=["year"]))
     assert len((await store.query(query("year", value=2000))).ids) == 3
