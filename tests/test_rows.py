@@ -891,3 +891,9 @@ def test_a_row_whose_node_cannot_be_read_is_named(content):
 def test_a_node_of_an_unknown_class_is_read_as_a_text():
     row = {**stored(pack(text_node())), "_node_type": "OfMyOwn"}
     assert RowReader(layout()).node(row) == bare(text_node())
+
+
+def test_output_fields_that_are_no_names_are_read_with_the_whole_dynamic_field():
+    assert RowReader(layout(), ["k"]).fields[-1] == "k"
+    assert "$meta" in RowReader(layout(), ["k", "a.b"]).fields
+    assert not {"k", "a.b"} & set(RowReader(layout(), ["k", "a.b"]).fields)
