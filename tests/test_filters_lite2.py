@@ -6,6 +6,7 @@ raises `FilterError`; nothing else may.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from llama_index_milvus_async._translation.filters import (
 )
 from llama_index_milvus_async.errors import FilterError
 from llama_index_milvus_async.filters import FilterOperatorFunction, ScalarMetadataFilter
+from tests.expressions_page import page
 from tests.test_filters_engines import (
     BY_OPERATOR,
     NASTY,
@@ -156,6 +158,12 @@ def test_ids_that_it_cannot_look_up_are_refused_and_others_found(dynamic: Table)
     assert dynamic.find(documents_expression(layout, ["doc 1", "row 3"])) == first
     assert dynamic.find(ids_expression(layout, [])) == set()
     assert dynamic.find(build_expression(layout, filters=one("mixed", Op.IN, []))) == set()
+
+
+def test_the_page_of_expressions_is_what_the_code_says(engine: Any) -> None:
+    """Write it by `python -m tests.expressions_page > docs/reference/expressions.md`."""
+    path = Path(__file__).parents[1] / "docs" / "reference" / "expressions.md"
+    assert path.read_text() == page()
 
 
 def test_combinations(dynamic: Table) -> None:
