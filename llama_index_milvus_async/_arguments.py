@@ -54,7 +54,11 @@ from ._retrieval.options import (
 )
 from ._retrieval.ranking import Weighted, ranker_of
 from ._translation.index_types import check_index_config
-from ._translation.scalar_fields import check_scalar_fields, scalar_field
+from ._translation.scalar_fields import (
+    check_partition_key,
+    check_scalar_fields,
+    scalar_field,
+)
 from ._translation.settings import CollectionSettings, ScalarField, VectorField
 from ._wire.address import CLIENT_OPTIONS
 from .errors import ConfigurationError
@@ -159,6 +163,9 @@ class StoreArguments(BasePydanticVectorStore):
     index_doc_id: Fixed[Annotated[bool | None, Rule("True, False or None")]]
     num_shards: Fixed[Annotated[Count | None, Rule("an integer of at least 1, or None")]]
     replica_number: Fixed[Annotated[Count | None, Rule("an integer of at least 1, or None")]]
+    partition_key_field: Fixed[Annotated[Name | None, Rule("a name")]]
+    num_partitions: Fixed[Annotated[Count | None, Rule("an integer of at least 1, or None")]]
+    partition_key_isolation: Fixed[Flag]
     description: Fixed[Annotated[str | None, Field(strict=True), Rule("a text")]]
 
     def __init__(self, **arguments: Any) -> None:
@@ -255,6 +262,12 @@ class StoreArguments(BasePydanticVectorStore):
                 "sparse_embedding_function has no effect without enable_sparse=True; pass both"
             )
         check_distinct(self._field_names())
+        check_partition_key(
+            self.partition_key_field,
+            self._scalar_columns(),
+            self.num_partitions,
+            isolation=self.partition_key_isolation,
+        )
         ranker = ranker_of(self.hybrid_ranker, self.hybrid_ranker_params, "hybrid_ranker")
         if isinstance(ranker, Weighted) and len(ranker.weights) != 2 and not self.dense_fields:
             raise ConfigurationError(
@@ -275,6 +288,9 @@ class StoreArguments(BasePydanticVectorStore):
             yield "scalar_field_names", name
         for name in self.scalar_fields:
             yield "scalar_fields", name
+        key = self.partition_key_field
+        if key and key not in (*(self.scalar_field_names or ()), *self.scalar_fields):
+            yield "partition_key_field", key
 
     # -- what the packages below are told ------------------------------------------------------
 
@@ -351,13 +367,19 @@ class StoreArguments(BasePydanticVectorStore):
             num_shards=self.num_shards,
             replica_number=self.replica_number,
             description=self.description,
+            partition_key_field=self.partition_key_field,
+            num_partitions=self.num_partitions,
+            partition_key_isolation=self.partition_key_isolation,
         )
 
     def _scalar_columns(self) -> dict[str, ScalarField]:
         pairs = zip(self.scalar_field_names or (), self.scalar_field_types or (), strict=True)
         columns = {name: ScalarField(name, data_type) for name, data_type in pairs}
         given = self.scalar_fields.items()
-        return columns | {name: scalar_field(name, settings) for name, settings in given}
+        columns |= {name: scalar_field(name, settings) for name, settings in given}
+        if (key := self.partition_key_field) is not None:
+            columns.setdefault(key, ScalarField(key, DataType.VARCHAR, "partition_key_field"))
+        return columns
 
     @field_serializer("hybrid_ranker", "sparse_embedding_function")
     def _serialize_object(self, value: Any) -> str | None:

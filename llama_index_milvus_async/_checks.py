@@ -50,6 +50,7 @@ SYNONYMS = {
     "enable_sparse": ("enable_hybrid", "hybrid", "sparse", "enable_bm25"),
     "sparse_embedding_field": ("sparse_field", "sparse_vector_field"),
     "scalar_fields": ("scalar_columns", "metadata_fields", "columns", "schema_fields"),
+    "partition_key_field": ("partition_key", "tenant_field"),
     "num_shards": ("shards", "shards_num"),
     "replica_number": ("replicas", "num_replicas"),
     "description": ("collection_description",),

@@ -154,6 +154,13 @@ class MilvusVectorStore(MaintainedStore):
         num_shards: The shards of a new collection.
         replica_number: How many copies of the collection are loaded, also where one that was
             released is loaded again.
+        partition_key_field: The metadata key by whose values Milvus spreads the nodes over
+            partitions: a filter with `==` or `in` on it reads only theirs. It gets a column
+            (`VARCHAR`, or what `scalar_fields` says, `INT64`). A node without a value is an error,
+            and so is a named partition.
+        num_partitions: How many partitions those are; Milvus' own number is 16. Milvus Lite has 16.
+        partition_key_isolation: Whether each value of the partition key has an index of its own,
+            where every search filters by one value. Needs Milvus 2.5.
         description: What a new collection says of itself. Milvus Lite keeps neither that nor the
             shards.
         **kwargs: Those of the pymilvus clients: `db_name`, `user`, `password`, `secure`,
@@ -219,6 +226,9 @@ class MilvusVectorStore(MaintainedStore):
         index_doc_id: bool | None = None,
         num_shards: int | None = None,
         replica_number: int | None = None,
+        partition_key_field: str | None = None,
+        num_partitions: int | None = None,
+        partition_key_isolation: bool = False,
         description: str | None = None,
         **kwargs: Any,
     ) -> None:

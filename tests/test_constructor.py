@@ -64,6 +64,9 @@ NEW = {
     "index_doc_id": None,
     "num_shards": None,
     "replica_number": None,
+    "partition_key_field": None,
+    "num_partitions": None,
+    "partition_key_isolation": False,
     "description": None,
 }
 
@@ -105,6 +108,9 @@ ARGUMENTS = {
     "index_doc_id": False,
     "num_shards": 2,
     "replica_number": 3,
+    "partition_key_field": "tenant",
+    "num_partitions": 7,
+    "partition_key_isolation": True,
     "description": "What is in it",
 }
 CLIENT_OPTIONS = {

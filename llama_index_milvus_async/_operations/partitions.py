@@ -11,12 +11,21 @@ from .context import Context
 
 
 def require_partitions(layout: Layout, asked: str) -> None:
-    """Check that the engine has partitions.
+    """Check that the engine has partitions, and that the caller is to choose them.
+
+    Milvus Lite (up to 3.2.2) writes to a named one beside a partition key, where reads by the key
+    do not look.
 
     Raises:
-        QueryError: It has none, and would write to, or read, the whole collection.
+        QueryError: It has none, and would write to, or read, the whole collection; or Milvus
+            chooses them by a key.
     """
     layout.engine.require(Engine.has_partitions, asked, QueryError)
+    if layout.partition_key is not None:
+        raise QueryError(
+            f"{asked}: in collection {layout.collection_name!r} Milvus chooses the partition of a "
+            f"row by its {layout.partition_key!r}; leave the name out, and filter by that key"
+        )
 
 
 async def check_partitions(
@@ -27,7 +36,7 @@ async def check_partitions(
     Milvus Lite (from 3 up to 3.2.2) finds nothing in it.
 
     Raises:
-        QueryError: The engine has no partitions.
+        QueryError: The engine has no partitions, or Milvus chooses them.
         ServerError: There is no such partition.
     """
     if options.partition_names is not None:

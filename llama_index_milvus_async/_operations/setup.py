@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pymilvus import CollectionSchema
 
 from .._translation.compatibility import (
+    ISOLATION_PROPERTY,
     check_collection,
     check_engine,
     check_index_metric,
@@ -205,6 +206,11 @@ async def _create(
     options: dict[str, Any] = {"consistency_level": settings.consistency_level}
     if settings.num_shards is not None:
         options["num_shards"] = settings.num_shards
+    if settings.num_partitions is not None:
+        options["num_partitions"] = settings.num_partitions
+    if settings.partition_key_isolation:
+        # Not later: it cannot be changed once there is an index.
+        options["properties"] = {ISOLATION_PROPERTY: "true"}
     description = await _change(
         lambda: backend.create_collection(name, schema, options),
         lambda: backend.describe_collection(name),

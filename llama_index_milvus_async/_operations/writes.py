@@ -14,6 +14,7 @@ from .._retrieval.options import DeleteOptions, ReadOptions, WriteOptions
 from .._retrieval.values import are_several, as_nodes, described
 from .._rpc import DeleteDocuments, Insert
 from .._translation import filters as _filters
+from .._translation.engine import Engine
 from .._translation.layout import Layout
 from .._translation.node_content import MAX_COPIED_TEXT
 from .._translation.node_to_row import PackedRow, RowPacker
@@ -131,7 +132,19 @@ async def _write(
 
 
 def insert_request(layout: Layout, partition_name: str | None, *, replace: bool) -> Insert:
-    """The request that inserts rows, or replaces those of the same ids."""
+    """The request that inserts rows, or replaces those of the same ids.
+
+    Raises:
+        CollectionError: The engine would hide rows that it replaces.
+    """
+    if replace and layout.partition_key is not None:
+        layout.engine.require(
+            Engine.upserts_by_partition_key,
+            f"collection {layout.collection_name!r} has the partition key "
+            f"{layout.partition_key!r}, so that nodes can only be added with upsert_mode=False, "
+            "and not be updated",
+            CollectionError,
+        )
     return Insert(
         layout.collection_name,
         layout.written_columns,

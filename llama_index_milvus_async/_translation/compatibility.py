@@ -15,6 +15,9 @@ from .scalar_indexes import ScalarIndex
 from .settings import CollectionSettings, ScalarField, VectorField
 from .vectors import DENSE_METRICS
 
+#: The property of a collection by which each value of its partition key has an index of its own.
+ISOLATION_PROPERTY = "partitionkey.isolation"
+
 _VECTOR_CAPABILITIES = {
     DataType.FLOAT16_VECTOR: Engine.has_float16_vectors,
     DataType.BFLOAT16_VECTOR: Engine.has_bfloat16_vectors,
@@ -45,6 +48,12 @@ def check_engine(settings: CollectionSettings, engine: Engine) -> None:
         if field.type is DataType.TIMESTAMPTZ:
             asked = f"scalar_fields[{field.name!r}] of type TIMESTAMPTZ"
             engine.require(Engine.has_timestamps, asked, ConfigurationError)
+    if settings.partition_key_field is not None:
+        asked = f"partition_key_field={settings.partition_key_field!r}"
+        engine.require(Engine.has_partition_key, asked, ConfigurationError)
+    if settings.partition_key_isolation:
+        asked = "partition_key_isolation=True"
+        engine.require(Engine.has_partition_key_isolation, asked, ConfigurationError)
     if len(settings.vectors) > 1:
         names = [field.name for field in settings.vectors]
         asked = f"the fields {names} are vectors"
@@ -103,7 +112,15 @@ def check_layout(layout: Layout, settings: CollectionSettings) -> None:
     if settings.sparse is not None:
         _check_sparse_field(settings.sparse, layout, refuse)
     _check_text_fields(layout, settings, refuse)
+    key = settings.partition_key_field
+    if key is not None and layout.partition_key != key:
+        found = layout.partition_key
+        remedy = "Leave it out" if found is None else f"Pass partition_key_field={found!r}"
+        refuse("partition key", repr(found), f"partition_key_field={key!r}", remedy)
     for scalar in settings.scalar_fields.values():
+        # Of which type it is, the collection says.
+        if scalar.argument == "partition_key_field":
+            continue
         _check_scalar_field(scalar, layout, refuse)
 
 
@@ -156,8 +173,14 @@ def check_collection(
     """
     if not engine.keeps_shards:
         return
-    for name, key in (("num_shards", "num_shards"), ("description", "description")):
-        asked, found = getattr(settings, name), description.get(key)
+    properties = description.get("properties") or {}
+    isolated = str(properties.get(ISOLATION_PROPERTY)).lower() == "true"
+    for name, asked, found in (
+        ("num_shards", settings.num_shards, description.get("num_shards")),
+        ("num_partitions", settings.num_partitions, description.get("num_partitions")),
+        ("description", settings.description, description.get("description")),
+        ("partition_key_isolation", settings.partition_key_isolation or None, isolated),
+    ):
         if asked is not None and found != asked:
             raise CollectionError(
                 f"Collection {settings.collection_name!r}: found {name}={found!r}, asked for "

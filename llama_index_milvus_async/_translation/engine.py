@@ -189,6 +189,14 @@ class Engine:
         "has only FLAT, IVF_FLAT and AUTOINDEX, BIN_FLAT for BINARY_VECTOR, and the sparse ones",
         "have it",
     )
+    has_partition_key = Capability(_ALWAYS, (3,), "has no partition keys", "have them")
+    #: Older servers put an upserted row where searches with a filter on the key do not look.
+    upserts_by_partition_key = Capability(
+        (2, 4), (3,), "puts upserted rows into partitions of other keys", "do not"
+    )
+    has_partition_key_isolation = Capability(
+        (2, 5), None, "has one index for all values of a partition key", "have one for each"
+    )
     #: Columns of points in time. 2.3.5 takes them, and dies when it loads the collection.
     has_timestamps = Capability((2, 6, 6), (3,), "has no TIMESTAMPTZ fields", "have them")
     #: Keeps how many shards and replicas were asked for, and a description.

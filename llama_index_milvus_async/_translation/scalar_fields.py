@@ -157,3 +157,46 @@ def scalar_field(name: str, settings: Mapping[str, Any]) -> ScalarField:
         default=settings.get("default"),
         index=settings.get("index"),
     )
+
+
+def check_partition_key(
+    name: str | None,
+    fields: Mapping[str, ScalarField],
+    num_partitions: int | None,
+    *,
+    isolation: bool,
+) -> None:
+    """Check the column that Milvus is to partition by.
+
+    Args:
+        name: The column, `None` without one.
+        fields: The columns for metadata keys, that one among them.
+        num_partitions: How many partitions were asked for.
+        isolation: Whether each value is to have an index of its own.
+
+    Raises:
+        ConfigurationError: Milvus cannot partition by it, or there is none.
+    """
+    if name is None:
+        for argument, value in (
+            ("num_partitions", num_partitions),
+            ("partition_key_isolation", isolation or None),
+        ):
+            if value is not None:
+                raise ConfigurationError(
+                    f"{argument}={value!r} has no effect without partition_key_field, the metadata "
+                    "key to partition by; pass both"
+                )
+        return
+    field = fields[name]
+    if field.type not in (DataType.VARCHAR, DataType.INT64):
+        raise ConfigurationError(
+            f"partition_key_field is {name!r}, of type {field.type.name}; Milvus partitions by a "
+            "VARCHAR or an INT64"
+        )
+    if field.optional:
+        setting = "nullable" if field.nullable else "default"
+        raise ConfigurationError(
+            f"partition_key_field is {name!r}, for which scalar_fields has {setting!r}: every node "
+            "needs a value of its own to be partitioned by; leave it out"
+        )

@@ -60,6 +60,8 @@ def new_schema(settings: CollectionSettings, engine: Engine) -> CollectionSchema
 
     def scalar(field: ScalarField) -> FieldSchema:
         options: dict[str, Any] = {}
+        if field.name == settings.partition_key_field:
+            options["is_partition_key"] = True
         if engine.has_null and field.nullable:
             options["nullable"] = True
         if engine.has_null and field.default is not None:

@@ -129,6 +129,9 @@ class CollectionSettings:
         num_shards: The shards, `None` for Milvus' own number. So with the next two.
         replica_number: How many copies are loaded.
         description: What the collection says of itself.
+        partition_key_field: The column that Milvus partitions by, `None` without one.
+        num_partitions: How many partitions it has, `None` for Milvus' own number.
+        partition_key_isolation: Whether each value of it has an index of its own.
     """
 
     collection_name: str
@@ -145,6 +148,9 @@ class CollectionSettings:
     num_shards: int | None = None
     replica_number: int | None = None
     description: str | None = None
+    partition_key_field: str | None = None
+    num_partitions: int | None = None
+    partition_key_isolation: bool = False
 
     @property
     def vectors(self) -> list[VectorField]:

@@ -57,7 +57,7 @@ def with_index(indexed, make_store, raw):
     def make(**kwargs):
         name = indexed.collection_name
         raw.release_collection(name)
-        if raw.list_indexes(name):
+        if raw.list_indexes(name, field_name="embedding"):
             raw.drop_index(name, "embedding")
         store = MilvusVectorStore(
             **{
