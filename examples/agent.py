@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -188,8 +187,6 @@ def mock_llm() -> LLM:
 def run() -> int:
     """Run `main` and turn what a user can mend into a sentence."""
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
-    # Milvus Lite would add a traceback to the sentence that says who has the file open.
-    logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
     try:
         main()
     except (DemoError, MilvusVectorStoreError) as error:

@@ -309,8 +309,6 @@ def run() -> int:
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
     # It warns that it could not read PDF and the like without another package.
     logging.getLogger("llama_index.core.readers.file.base").setLevel(logging.ERROR)
-    # Milvus Lite would add a traceback to the sentence that says who has the file open.
-    logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
     try:
         main()
     except (DemoError, MilvusVectorStoreError) as error:
