@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,39 @@ logger = logging.getLogger(__name__)
 
 #: Rows of Milvus Lite that may be unflushed: each adds 75 µs to every search.
 UNFLUSHED_ROWS = 1_000
+#: Nobody starts a server anew so soon after its last answer that no request was lost between them.
+SECONDS_OF_NO_RESTART = 5.0
+
+
+@dataclass
+class Opened:
+    """Whether a server of Milvus Lite has a collection open, as far as one can know.
+
+    A server that was started anew opens it at the first request, and once for each of those that
+    come at the same time: then some write where others do not look, and what they write is lost.
+    So the first request after a lost connection goes alone. A client that asks for nothing does
+    not notice a restart; so does the first one after a while.
+
+    Attributes:
+        lost: How many connections were lost.
+        lost_before: How many of them before the request that was answered last was sent.
+        answered_at: When that was, by the clock of `time.monotonic`.
+    """
+
+    lost: int = 0
+    lost_before: int = 0
+    answered_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the server has surely not been started anew since the last answer."""
+        just_now = time.monotonic() - self.answered_at < SECONDS_OF_NO_RESTART
+        return just_now and self.lost == self.lost_before
+
+    def note_answer(self, lost_before: int) -> None:
+        """Remember that a request was answered, and how many connections were lost before it."""
+        self.lost_before = max(self.lost_before, lost_before)
+        self.answered_at = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -33,22 +67,34 @@ class CollectionLocks:
             that it had acknowledged.
         users: Readers together, a flush alone: reads do not see the rows that a flush is just
             writing to a file, and it does not drop a collection meanwhile.
+        opened: Whether a server has it open.
     """
 
     writers: FairLock = field(default_factory=FairLock)
     users: FairLock = field(default_factory=FairLock)
+    opened: Opened = field(default_factory=Opened)
 
-    def needed(self, operation: str) -> Sequence[tuple[FairLock, bool]]:
-        """The locks that an operation needs, and whether it shares each."""
-        return [(getattr(self, name), shared) for name, shared in _NEEDED.get(operation, ())]
+    def needed(self, operation: str, *, alone: bool = False) -> Sequence[tuple[FairLock, bool]]:
+        """The locks that an operation needs, and whether it shares each.
+
+        Args:
+            operation: The operation.
+            alone: Whether nothing may be under way beside it.
+        """
+        needed = _NEEDED.get(operation, ())
+        return [
+            (getattr(self, name), shared)
+            for name, shared in (_ALONE if alone and needed else needed)
+        ]
 
 
-_NEEDED = {
+_ALONE = (("writers", False), ("users", False))
+_NEEDED: dict[str, Sequence[tuple[str, bool]]] = {
     "insert": [("writers", False)],
     "upsert": [("writers", False)],
     "delete": [("writers", False)],
-    "flush": [("writers", False), ("users", False)],
-    "drop_collection": [("writers", False), ("users", False)],
+    "flush": _ALONE,
+    "drop_collection": _ALONE,
     "search": [("users", True)],
     "hybrid_search": [("users", True)],
     "query": [("users", True)],

@@ -58,15 +58,20 @@ class CollectionMemory:
     partitions: set[str] = field(default_factory=set)
     rewriting: FairLock = field(default_factory=FairLock)
 
-    def needed_locks(self, operation: str, *, rewriting: bool) -> Sequence[tuple[FairLock, bool]]:
+    def needed_locks(
+        self, operation: str, *, rewriting: bool, alone: bool = False
+    ) -> Sequence[tuple[FairLock, bool]]:
         """The locks that an operation needs, in their order, and whether it shares each.
 
         Args:
             operation: The operation.
             rewriting: Whether its caller holds that lock.
+            alone: Whether nothing may be under way beside it, where the engine cares.
         """
         locks = [(self.rewriting, True)] if operation in _WRITES and not rewriting else []
-        return [*locks, *(self.locks.needed(operation) if self.locks is not None else ())]
+        if self.locks is None:
+            return locks
+        return [*locks, *self.locks.needed(operation, alone=alone)]
 
     def note_write(self, timestamp: int) -> None:
         """Remember an insert or upsert."""
@@ -110,6 +115,12 @@ class Session:
             key = (self.place, self.database, real_name)
         memory = _memories.get(key)
         return _memories.setdefault(key, CollectionMemory()) if memory is None else memory
+
+    def note_lost_connection(self) -> None:
+        """Remember that a server may have been started anew."""
+        for (place, *_), memory in list(_memories.items()):
+            if place == self.place and memory.locks is not None:
+                memory.locks.opened.lost += 1
 
     def read_bound(self, collection_name: str, level: str) -> tuple[int, int]:
         """What a read has to ask for, to mean a consistency level.

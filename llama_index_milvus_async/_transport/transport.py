@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -13,10 +13,10 @@ from .._concurrency.backoff import MAX_RESENDS, NotSentError
 from .._concurrency.fair_lock import FairLock, Ticket
 from .._wire.address import Address
 from .._wire.logs import expected_failures
-from .._wire.status import translated
+from .._wire.status import READS, translated
 from .._wire.stub import Stub
-from ..errors import RequestTimeoutError, UnreachableError
-from .session import Session
+from ..errors import RequestTimeoutError, ServerError, UnreachableError
+from .session import CollectionMemory, Session
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,9 @@ class Transport(ABC):
             return connected.stub.send(rpc, message, seconds)
 
         memory = self.session.memory(collection_name)
-        needed = memory.needed_locks(operation, rewriting=rewriting)
-        return await self._in_turn(operation, needed, send, left, has_status=True)
+        return await self._in_turn(
+            operation, memory, send, left, has_status=True, rewriting=rewriting
+        )
 
     @asynccontextmanager
     async def rewriting(self, collection_name: str, left: Left) -> AsyncIterator[None]:
@@ -156,38 +157,55 @@ class Transport(ABC):
                 kwargs["retry_times"] = MAX_RESENDS
             return getattr(connected.client, method)(*args, timeout=seconds, **kwargs)
 
-        needed = self.session.memory(collection_name).needed_locks(method, rewriting=False)
+        memory = self.session.memory(collection_name)
         with expected_failures():
-            return await self._in_turn(method, needed, send, left, has_status=False)
+            return await self._in_turn(method, memory, send, left, has_status=False)
 
     async def _in_turn(
         self,
         operation: str,
-        needed: Sequence[tuple[FairLock, bool]],
+        memory: CollectionMemory,
         send: Callable[[Connected, float | None], Any],
         left: Left,
         *,
         has_status: bool,
+        rewriting: bool = False,
     ) -> Any:
         """Make an attempt while holding the locks that it needs."""
+        # Milvus Lite in this process is not started anew behind our back.
+        opened = None if memory.locks is None or self.address.is_lite else memory.locks.opened
+        alone = opened is not None and not opened.is_certain
+        needed = memory.needed_locks(operation, rewriting=rewriting, alone=alone)
         if not needed:
             return await self._attempt(operation, send, left, has_status=has_status)
         held: list[tuple[FairLock, Ticket]] = []
         cooldown = 0.0
+        lost_before = 0
         try:
             for lock, shared in needed:
                 ticket = lock.enqueue(self.loop, shared=shared)
                 held.append((lock, ticket))
                 with translated(operation, self.address):
                     await self._acquire(lock, ticket, left)
-            return await self._attempt(operation, send, left, has_status=has_status)
+            if opened is not None:
+                lost_before = opened.lost
+            response = await self._attempt(operation, send, left, has_status=has_status)
         except BaseException as error:
-            if _may_go_on(error) and all(ticket.done() for _, ticket in held):
+            # Nobody needs to wait for a read that goes on.
+            waits = operation not in READS and _may_go_on(error)
+            if waits and all(ticket.done() for _, ticket in held):
                 cooldown = LITE_SETTLES_AFTER
+            if opened is not None and isinstance(error, UnreachableError):
+                self.session.note_lost_connection()
+            elif opened is not None and isinstance(error, ServerError) and error.is_answer:
+                opened.note_answer(lost_before)
             raise
+        else:
+            if opened is not None:
+                opened.note_answer(lost_before)
+            return response
         finally:
             for lock, ticket in held:
-                # Nobody needs to wait for a read that goes on.
                 lock.release(ticket, cooldown=0.0 if ticket.shared else cooldown)
 
     async def _acquire(self, lock: FairLock, ticket: Ticket, left: Left) -> None:
