@@ -142,7 +142,13 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     # Without indexes a collection cannot be loaded; whoever manages them does both.
     if all(index.type for index in indexes.values()):
         if not await backend.is_loaded(name):
-            await backend.load_collection(name)
+            # Another process may be loading it with fewer indexes than it has by now, which Milvus
+            # does not change.
+            await _change(
+                lambda: backend.load_collection(name),
+                lambda: backend.becomes_loaded(name),
+                is_done=bool,
+            )
         elif engine.keeps_shards and settings.replica_number is not None:
             check_replicas(settings, await backend.count_replicas(name))
     return Ready(layout, indexes, _schema_of(description))

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from pymilvus import CollectionSchema
 
+from .._concurrency.backoff import pause_after
 from .._concurrency.once import Once
 from .._rpc import DeleteDocuments, GetByIds, Hits, HybridSearch, Insert, Query, Row, Search
 from .._wire.responses import ResponseRows
@@ -202,8 +203,22 @@ class Backend(ABC):
 
     async def is_loaded(self, name: str) -> bool:
         """Whether a collection can be searched."""
+        return await self._load_state(name) == "Loaded"
+
+    async def becomes_loaded(self, name: str) -> bool:
+        """Whether a collection can be searched, where it is being loaded when that has ended."""
+        left, looks = time_left(self._timeout), 0
+        while (state := await self._load_state(name)) == "Loading":
+            looks += 1
+            pause, seconds = pause_after(looks), left()
+            if seconds is not None and pause >= seconds:
+                return False
+            await self._transport.sleep(pause)
+        return state == "Loaded"
+
+    async def _load_state(self, name: str) -> str:
         state = await self._call("get_load_state", name)
-        return str(getattr(state["state"], "name", state["state"])) == "Loaded"
+        return str(getattr(state["state"], "name", state["state"]))
 
     async def load_collection(self, name: str, timeout: float | None = None) -> None:
         """Load a collection and wait until it can be searched."""

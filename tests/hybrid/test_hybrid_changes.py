@@ -151,6 +151,7 @@ async def test_the_analyzer_of_a_query_is_sent_as_milvus_reads_it(recorder, make
 
 
 @lite
+@pytest.mark.usefixtures("slices_of_users")
 async def test_the_nodes_of_one_query_are_made_in_slices(make_store, monkeypatch):
     store = make_store()
     await store.async_add(make_nodes(300))

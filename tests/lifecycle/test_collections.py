@@ -8,6 +8,7 @@ from pymilvus import DataType
 from pymilvus.client.types import LoadState
 
 from llama_index_milvus_async import IndexManagement
+from llama_index_milvus_async._transport.backend import Backend
 from llama_index_milvus_async.errors import (
     CollectionError,
     ConfigurationError,
@@ -316,3 +317,26 @@ async def test_collection_properties_are_set_where_they_differ_and_only_there(
     assert await connect(None) == 0
     assert await connect({TTL: 7200}) == 1
     assert raw.describe_collection(name)["properties"][TTL] == "7200"
+
+
+@pytest.mark.engines("standalone")
+async def test_a_collection_that_another_process_loaded_with_fewer_indexes_is_loaded(
+    make_store, raw, monkeypatch
+):
+    """Milvus refuses to load it again; it is loaded, with the indexes that it had."""
+    store = make_store(index_doc_id=False)
+    await store.aconnect()
+    index = raw.prepare_index_params()
+    index.add_index("doc_id", index_type="Trie")
+    raw.create_index(store.collection_name, index)
+    other = make_store(collection_name=store.collection_name)
+    loaded = [False]
+    is_loaded = Backend.is_loaded
+
+    async def not_yet_loaded(backend, name):
+        return loaded.pop() if loaded else await is_loaded(backend, name)
+
+    monkeypatch.setattr(Backend, "is_loaded", not_yet_loaded)
+    await other.aconnect()
+    assert not loaded
+    assert await other.async_add(make_nodes(1)) == ["node-0"]
