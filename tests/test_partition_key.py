@@ -91,8 +91,9 @@ async def test_an_upsert_is_refused_where_it_would_hide_the_row(keyed, make_shar
     store = coloured(make_shared_store(collection_name=name, partition_key_field="tenant"))
     with pytest.raises(CollectionError, match=r"upsert_mode=False, .*: Milvus 2\.3\.5 puts"):
         await store.add([node("one", tenant="a")])
+    keyed.add([node("to be changed", tenant="of changes")])
     with pytest.raises(CollectionError, match=r"Milvus 2\.3\.5 puts upserted rows"):
-        store.store.update_metadata(of("tenant 0"), set={"a": 1})
+        store.store.update_metadata(of("of changes"), set={"a": 1})
 
 
 def test_an_existing_collection_is_compared(keyed, make_shared_store, engine) -> None:
