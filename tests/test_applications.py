@@ -266,23 +266,28 @@ async def test_concurrent_requests_share_rpcs(service: Service) -> None:
     ]
     after = service.stats("insert")
     assert after["calls"] - inserts["calls"] == 50
-    assert after["rpcs"] - inserts["rpcs"] < 50
+    assert after["rpcs"] - inserts["rpcs"] <= 20
     embedded = service.stats("text")
     assert embedded["calls"] >= 50
     assert embedded["items_per_rpc"] > 2
 
-    before = service.stats("search")
     searches = [
         {"method": "GET", "url": "/search", "params": {"q": f"{place} river", "top_k": 2}}
         for place in places
     ]
-    found = await gather_requests(service, searches)
-    assert [r.json()[0]["document"] for r in found] == places
-    assert {len(r.json()) for r in found} == {2}
-    after = service.stats("search")
-    assert after["calls"] - before["calls"] == 50
-    assert after["rpcs"] - before["rpcs"] < 50  # how many, the machine decides
-    assert after["items_per_rpc"] > 3
+    for _ in range(5):  # a busy machine may take the callers apart
+        before = service.stats("search")
+        found = await gather_requests(service, searches)
+        assert [r.json()[0]["document"] for r in found] == places
+        assert {len(r.json()) for r in found} == {2}
+        after = service.stats("search")
+        assert after["calls"] - before["calls"] == 50
+        rpcs = after["rpcs"] - before["rpcs"]
+        if rpcs <= 15:
+            break
+    assert rpcs <= 15
+    items = [stats.get("items_per_rpc", 0) * stats["rpcs"] for stats in (before, after)]
+    assert (items[1] - items[0]) / rpcs > 3
 
 
 @needs_service
