@@ -22,7 +22,7 @@ from pymilvus import DataType
 from ._names import did_you_mean, nearest
 from ._translation.index_types import METRIC_SYNONYMS, check_index_config
 from ._translation.layout import NODE_CONTENT_FIELD, NODE_TYPE_FIELD
-from ._translation.settings import MAX_DIMENSION, SCALAR_TYPES
+from ._translation.settings import MAX_DIMENSION, SCALAR_TYPES, settings_of_fields
 from ._translation.vectors import DENSE_METRICS
 from ._wire.address import CLIENT_OPTIONS
 from .errors import ConfigurationError
@@ -218,15 +218,9 @@ def check_scalar_types(names: Any, types: Any) -> list[DataType] | None:
 
 def check_dense_fields(fields: Any) -> dict[str, dict[str, Any]]:
     """Check the specifications of further dense fields."""
-    if not isinstance(fields, (Mapping, type(None))):
-        raise ConfigurationError(
-            f"dense_fields is {fields!r}; it must be a dictionary of field name to settings, such "
-            'as {"image": {"dim": 512}}'
-        )
+    example = 'field name to settings, such as {"image": {"dim": 512}}'
     checked: dict[str, dict[str, Any]] = {}
-    for name, given in (fields or {}).items():
-        if not isinstance(name, str) or not name:
-            raise ConfigurationError(f"dense_fields has the key {name!r}; it must be a name")
+    for name, given in settings_of_fields("dense_fields", fields, example):
         if not isinstance(given, Mapping):
             raise ConfigurationError(
                 f"dense_fields[{name!r}] is {given!r}; it must be a dictionary with dim, and with "

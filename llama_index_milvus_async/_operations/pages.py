@@ -64,13 +64,8 @@ class Pages:
         self._rows = rows
         self._limit = min(rows, rows_per_page(layout, fields))
         self._at_end = False
-        self._query = Query(
-            layout.collection_name,
-            expression or _filters.everything_expression(layout),
-            tuple(fields),
-            options.partition_names,
-            options.consistency_level or context.options.consistency_level,
-        )
+        every = expression or _filters.everything_expression(layout)
+        self._query = _query(context, layout, every, options, fields)
 
     async def settle(self) -> None:
         """Wait until reads see what the consistency level promises; pages by themselves do not."""
@@ -148,14 +143,25 @@ async def count_rows(
     if options.partition_names is not None:
         # Milvus Lite (up to 3.2.2) counts those of all partitions where there is no expression.
         expression = expression or _filters.everything_expression(layout)
-    query = Query(
+    query = _query(context, layout, expression, options)
+    return await _count(context, query, options.timeout)
+
+
+def _query(
+    context: Context,
+    layout: Layout,
+    expression: str,
+    options: ReadOptions,
+    fields: Sequence[str] = (),
+) -> Query:
+    """A read of the rows that an expression matches, as its caller, or the store, wants it."""
+    return Query(
         layout.collection_name,
         expression,
-        (),
+        tuple(fields),
         options.partition_names,
         options.consistency_level or context.options.consistency_level,
     )
-    return await _count(context, query, options.timeout)
 
 
 async def _count(context: Context, query: Query, timeout: float | None) -> int:

@@ -13,7 +13,7 @@ from .._names import did_you_mean
 from ..errors import ConfigurationError
 from .column_values import sent_value
 from .layout import MAX_VARCHAR_BYTES, Column
-from .settings import SCALAR_TYPES, ScalarField
+from .settings import SCALAR_TYPES, ScalarField, settings_of_fields
 
 #: Milvus' most elements of an ARRAY (https://milvus.io/docs/array_data_type.md).
 MAX_ARRAY_CAPACITY = 4_096
@@ -43,10 +43,10 @@ class _Given:
             raise self.refuse(found, f"allowed are DataType.{[one.name for one in allowed]}")
         return DataType(value)
 
-    def count(self, key: str, most: int, default: int | None, takes: bool, what: str) -> int | None:
+    def count(self, key: str, most: int, takes: bool, what: str) -> int | None:
         value = self.settings.get(key)
         if value is None:
-            return default if takes else None
+            return None
         if not takes:
             raise self.refuse(f"has {key}={value!r}", f"only {what} has one; leave it out")
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
@@ -69,15 +69,12 @@ def check_scalar_fields(fields: Any) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigurationError: No server could make such a column.
     """
-    if not isinstance(fields, (Mapping, type(None))):
-        raise ConfigurationError(
-            f"scalar_fields is {fields!r}; it must be a dictionary of metadata key to settings, "
-            'such as {"tenant": {"type": DataType.VARCHAR, "max_length": 256, "index": True}}'
-        )
+    example = (
+        "metadata key to settings, "
+        'such as {"tenant": {"type": DataType.VARCHAR, "max_length": 256, "index": True}}'
+    )
     checked: dict[str, dict[str, Any]] = {}
-    for name, settings in (fields or {}).items():
-        if not isinstance(name, str) or not name:
-            raise ConfigurationError(f"scalar_fields has the key {name!r}; it must be a name")
+    for name, settings in settings_of_fields("scalar_fields", fields, example):
         if not isinstance(settings, Mapping):
             settings = {"type": settings}
         checked[name] = _checked(_Given(name, settings))
@@ -101,10 +98,10 @@ def _checked(given: _Given) -> dict[str, Any]:
     is_text = DataType.VARCHAR in (kind, element)
     counts = {
         "max_length": given.count(
-            "max_length", MAX_VARCHAR_BYTES, None, is_text, "a VARCHAR, or an ARRAY of them,"
+            "max_length", MAX_VARCHAR_BYTES, is_text, "a VARCHAR, or an ARRAY of them,"
         ),
         "max_capacity": given.count(
-            "max_capacity", MAX_ARRAY_CAPACITY, None, kind is DataType.ARRAY, "an ARRAY"
+            "max_capacity", MAX_ARRAY_CAPACITY, kind is DataType.ARRAY, "an ARRAY"
         ),
     }
     checked.update((key, value) for key, value in counts.items() if value is not None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pymilvus import DataType, Function
 
+from ..errors import ConfigurationError
 from .vectors import DENSE_METRICS
 
 #: Milvus' largest dimension of a dense vector (https://milvus.io/docs/limitations.md).
@@ -25,6 +26,25 @@ SCALAR_TYPES = (
     DataType.VARCHAR,
     DataType.JSON,
 )
+
+
+def settings_of_fields(argument: str, fields: Any, example: str) -> Iterator[tuple[str, Any]]:
+    """Go through an argument that maps names of fields to their settings; `None` has none.
+
+    Args:
+        argument: The argument.
+        fields: Its value.
+        example: What to say that it must be.
+
+    Raises:
+        ConfigurationError: It is no mapping, or a key is no name.
+    """
+    if not isinstance(fields, (Mapping, type(None))):
+        raise ConfigurationError(f"{argument} is {fields!r}; it must be a dictionary of {example}")
+    for name, settings in (fields or {}).items():
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"{argument} has the key {name!r}; it must be a name")
+        yield name, settings
 
 
 @dataclass(frozen=True)

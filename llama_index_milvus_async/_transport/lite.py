@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 #: Rows of Milvus Lite that may be unflushed: each adds 75 µs to every search.
 UNFLUSHED_ROWS = 1_000
-#: Nobody starts a server anew so soon after its last answer that no request was lost between them.
+#: Seconds after an answer in which a server is not started anew without a request being lost.
 SECONDS_OF_NO_RESTART = 5.0
 
 
@@ -33,8 +33,8 @@ class Opened:
 
     A server that was started anew opens it at the first request, and once for each of those that
     come at the same time: then some write where others do not look, and what they write is lost.
-    So the first request after a lost connection goes alone. A client that asks for nothing does
-    not notice a restart; so does the first one after a while.
+    So the first request after a lost connection goes alone. A client that sends nothing notices no
+    restart, so the first request after a while goes alone too.
 
     Attributes:
         lost: How many connections were lost.
