@@ -739,7 +739,19 @@ GUARDED = {
 async def test_a_missing_privilege_is_an_error_until_it_is_granted(tls, coloured, witness, name):
     privilege, arguments, operation = GUARDED[name]
     store = coloured(tls.store(**arguments))
+
+    async def connect_anew(_):
+        other = coloured(tls.store(**arguments))
+        try:
+            await other.connect()
+        finally:
+            await other.close()
+
     with tls.without(privilege) as give_back:
+        if operation is OPERATIONS["connect"]:
+            # A store that is ready asks for nothing more, so that one which connects before the
+            # proxy has heard would never be refused.
+            await refused(connect_anew, store)
         error = await refused(operation, store)
         witness.assert_hides(PASSWORD, error=error)
         assert privilege in str(error)
