@@ -247,11 +247,6 @@ class StoreArguments(BasePydanticVectorStore):
 
     @model_validator(mode="after")
     def _check_together(self: Self) -> Self:
-        if self.overwrite and self.enable_dense and self.dim is None:
-            raise ConfigurationError(
-                "dim is missing: overwrite=True creates a new collection, which needs the "
-                "dimension of the embeddings, for example dim=384"
-            )
         if not self.enable_dense and not self.enable_sparse and not self.dense_fields:
             raise ConfigurationError(
                 "enable_dense=False and enable_sparse=False leave nothing to search; one must be "

@@ -14,7 +14,17 @@ from ._arguments import StoreArguments
 from ._concurrency.drivers import run_sync
 from ._concurrency.once import Once
 from ._observability import is_observed, observing
-from ._operations import Context, Overwrite, Ready, schema_of_new, set_up
+from ._operations import (
+    Context,
+    FirstNodes,
+    Missing,
+    Overwrite,
+    Ready,
+    index_params_of_new,
+    schema_of_new,
+    set_up,
+)
+from ._translation.settings import CollectionSettings
 from ._transport.asynchronous import Sharing
 from ._transport.backend import Backend
 from ._transport.connections import Connections
@@ -39,7 +49,7 @@ class ConnectedStore(StoreArguments):
         super().__init__(**arguments)
         # Now, so that threads which use the store first at the same time share them, and that what
         # other stores write from now on is not taken for what overwrite is to drop.
-        self._ready, self._overwrite  # noqa: B018
+        self._ready, self._overwrite, self._first  # noqa: B018
 
     # Cached properties as in `StoreArguments`: they are read by every operation.
 
@@ -52,8 +62,13 @@ class ConnectedStore(StoreArguments):
         )
 
     @cached_property
-    def _ready(self) -> Once[Ready]:
-        return self._connections.once(self._set_up)
+    def _ready(self) -> Once[Ready | Missing]:
+        # That there is no collection is not remembered: anyone may make it.
+        return self._connections.once(self._set_up, lambda found: isinstance(found, Ready))
+
+    @cached_property
+    def _first(self) -> FirstNodes:
+        return FirstNodes()
 
     @cached_property
     def _overwrite(self) -> Overwrite:
@@ -61,10 +76,12 @@ class ConnectedStore(StoreArguments):
             return Overwrite(pending=False)
         return Overwrite(True, self._connections.memory(self.collection_name).writes)
 
-    def _set_up(self) -> Ready:
+    def _set_up(self) -> Ready | Missing:
         connections = self._connections
         with open_lock(connections.address):
-            return run_sync(set_up(connections.blocking(), self._settings(), self._overwrite))
+            return run_sync(
+                set_up(connections.blocking(), self._settings(), self._overwrite, self._first)
+            )
 
     @property
     def client(self) -> MilvusClient:
@@ -111,27 +128,30 @@ class ConnectedStore(StoreArguments):
                 too old for what the arguments ask.
             MilvusVectorStoreError: As `connect` does.
         """
-        return self._new_collection()[0]
+        return self._of_new(schema_of_new)
 
     def index_params(self) -> Any:
         """The indexes as the store would create them, for `MilvusClient`. Blocks; see `schema`."""
-        return self._new_collection()[1]
+        return self._of_new(index_params_of_new)
 
-    def _new_collection(self) -> tuple[CollectionSchema, Any]:
+    def _of_new(
+        self, describe: Callable[[Backend, CollectionSettings], Coroutine[Any, Any, T]]
+    ) -> T:
         connections = self._connections
         connections.check_open()
         with open_lock(connections.address):
-            return run_sync(schema_of_new(connections.blocking(), self._settings()))
+            return run_sync(describe(connections.blocking(), self._settings()))
 
     def connect(self: Self) -> Self:
         """Make the store ready now rather than at the first operation. Blocks.
 
-        Once it is ready, this does nothing.
+        Once it is ready, this does nothing. Where there is no collection, and no `dim`, the store
+        connects, and the first nodes make the collection.
 
         Raises:
-            ConfigurationError: `dim` is missing for a new collection, `overwrite` names an alias,
-                or another store of this process has written what it would drop, Milvus is too old
-                for what the arguments ask, or the URI or a certificate cannot be used.
+            ConfigurationError: `overwrite` names an alias, or another store of this process has
+                written what it would drop, Milvus is too old for what the arguments ask, or the
+                URI or a certificate cannot be used.
             CollectionError: The existing collection does not fit the arguments.
             LiteNotInstalledError: The URI is a `.db` path, and Milvus Lite is not installed.
             LiteFileError: Milvus Lite cannot open the path.
@@ -296,4 +316,5 @@ class ConnectedStore(StoreArguments):
             batch_size=self.batch_size,
             encoder=self._encoder,
             options=self._defaults,
+            first=self._first,
         )

@@ -90,7 +90,8 @@ class MilvusVectorStore(MaintainedStore):
         scalar_field_names: Metadata keys that get a column of their own in a new collection.
         scalar_field_types: Their `pymilvus.DataType`s, one for each name.
         enable_dense: Whether nodes have dense embeddings.
-        dim: Dimension of the embeddings. Needed where the collection is created.
+        dim: Dimension of the embeddings. By default that of the collection; a new one is made by
+            the first `add`, with the dimension of its nodes. Until then nothing is found in it.
         embedding_field: Column of the embeddings.
         enable_sparse: Whether nodes have sparse embeddings, for the modes `SPARSE`,
             `TEXT_SEARCH` and `HYBRID`. Needs Milvus 2.4, or Milvus Lite.

@@ -36,10 +36,18 @@ class Once(Generic[T]):
     has it made in a thread, so that neither its cancellation nor the end of its loop undoes the
     work, and a blocking caller on the same loop's thread cannot deadlock. After a failure the
     next caller tries again.
+
+    Args:
+        make: Makes the value.
+        keep: Whether a value is kept. Another one is for those who are waiting for it only, and
+            the next caller makes it again.
     """
 
-    def __init__(self, make: Callable[[], T]) -> None:
+    def __init__(
+        self, make: Callable[[], T], keep: Callable[[T], bool] = lambda value: True
+    ) -> None:
         self._make = make
+        self._keep = keep
         self._lock = threading.Lock()
         self._running: Future[T] | None = None
         self._done: Future[T] | None = None
@@ -103,7 +111,7 @@ class Once(Generic[T]):
         else:
             future.set_result(value)
             with self._lock:
-                self._running, self._done = None, future
+                self._running, self._done = None, future if self._keep(value) else None
 
     def after_fork_in_child(self) -> None:
         """Forget a thread of the parent that was making the value."""

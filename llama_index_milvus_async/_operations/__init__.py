@@ -8,13 +8,23 @@ from .context import Context
 from .maintenance import NodeIteration, count, list_documents, next_page
 from .queries import query, query_many
 from .reads import get_nodes
-from .setup import Overwrite, Ready, schema_of_new, set_up
+from .setup import (
+    FirstNodes,
+    Missing,
+    Overwrite,
+    Ready,
+    index_params_of_new,
+    schema_of_new,
+    set_up,
+)
 from .updates import update_metadata
 from .writes import add, clear, delete, delete_nodes
 
 __all__ = [
     "Context",
+    "FirstNodes",
     "MetadataChange",
+    "Missing",
     "NodeIteration",
     "Overwrite",
     "Ready",
@@ -24,6 +34,7 @@ __all__ = [
     "delete",
     "delete_nodes",
     "get_nodes",
+    "index_params_of_new",
     "list_documents",
     "next_page",
     "query",

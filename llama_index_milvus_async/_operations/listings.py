@@ -9,6 +9,7 @@ from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQu
 
 from .._retrieval.options import SearchOptions
 from .._retrieval.plan import SearchPlanner
+from .._retrieval.results import empty_result
 from ..errors import ServerError
 from .context import Context
 from .missing_keys import warn_of_missing_filters
@@ -28,7 +29,7 @@ async def list_matching(
         planner = SearchPlanner(options, ready.layout, ready.indexes, context.options)
         return [await _read(context, ready, planner, query, options) for query in queries]
 
-    return await context.with_ready(read)
+    return await context.with_ready(read, missing=[empty_result() for _ in queries])
 
 
 async def _read(

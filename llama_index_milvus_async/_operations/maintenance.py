@@ -45,7 +45,7 @@ async def count(
             await warn_of_missing_filters(context, ready, filters)
         return count
 
-    return await context.with_ready(read)
+    return await context.with_ready(read, missing=0)
 
 
 class NodeIteration:
@@ -86,7 +86,7 @@ class NodeIteration:
 
     async def next_page(self, context: Context) -> list[BaseNode]:
         """The next nodes, in the order of the primary key; none after the last."""
-        return await context.with_ready(lambda ready: self._read(context, ready))
+        return await context.with_ready(lambda ready: self._read(context, ready), missing=[])
 
     async def _read(self, context: Context, ready: Ready) -> list[BaseNode]:
         pages, reader = self._pages, self._reader
@@ -165,7 +165,7 @@ async def list_documents(
         ids = sorted(nodes_of, key=lambda doc_id: (doc_id is None, doc_id or ""))
         return [StoredDocument(doc_id, nodes_of[doc_id]) for doc_id in ids]
 
-    return await context.with_ready(read)
+    return await context.with_ready(read, missing=[])
 
 
 def _document_of(layout: Layout, row: Row) -> str | None:

@@ -97,7 +97,8 @@ async def query_many(
         await _warn_of_missing_keys(context, ready, found)
         return found
 
-    for i, (search, legs) in zip(asked, await context.with_ready(find), strict=True):
+    searched: list[Found] = await context.with_ready(find, missing=[])
+    for i, (search, legs) in zip(asked[: len(searched)], searched, strict=True):
         if len(legs) == 1:
             [(found, similarities)] = legs
         else:

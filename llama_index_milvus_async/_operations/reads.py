@@ -63,7 +63,7 @@ async def get_nodes(
             await warn_of_missing_filters(context, ready, filters)
         return await context.backend.convert(rows, reader.node)
 
-    return await context.with_ready(read)
+    return await context.with_ready(read, missing=[])
 
 
 def fields_to_read(

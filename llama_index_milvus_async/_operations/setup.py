@@ -69,11 +69,41 @@ class Ready:
         name = self.layout.collection_name
         description = await backend.describe_collection(name, _LOOK_AGAIN_SECONDS)
         if description is None:
-            raise CollectionError(
-                f"there is no collection {name!r} any more: it was dropped after the store had set "
-                "it up; call refresh() to create it again"
-            )
+            raise collection_gone(name)
         return self.schema == _schema_of(description)
+
+
+def collection_gone(name: str) -> CollectionError:
+    """The error of an operation on a collection that was dropped."""
+    return CollectionError(
+        f"there is no collection {name!r} any more: it was dropped after the store had set "
+        "it up; call refresh() to create it again"
+    )
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What setting up has found where there is no collection, and nodes decide its dimensions.
+
+    Attributes:
+        settings: What the collection has to be.
+    """
+
+    settings: CollectionSettings
+
+
+@dataclass
+class FirstNodes:
+    """What the first nodes of a collection decide, where the store's arguments do not.
+
+    Attributes:
+        dimensions: For each dense field without a dimension that of the nodes which are being
+            added; `None` while there are none.
+        warned: Whether the store has told that its collection does not exist.
+    """
+
+    dimensions: Mapping[str, int] | None = None
+    warned: bool = False
 
 
 @dataclass
@@ -89,17 +119,23 @@ class Overwrite:
     writes: int = 0
 
 
-async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Overwrite) -> Ready:
+async def set_up(
+    backend: Backend, settings: CollectionSettings, overwrite: Overwrite, first: FirstNodes
+) -> Ready | Missing:
     """Find or create the collection, its indexes and its properties, and load it.
 
     Args:
         backend: Where to send requests.
         settings: What the collection has to be.
         overwrite: Whether to drop the collection first; settled when that is done.
+        first: The dimensions of a new collection, where the settings have none.
+
+    Returns:
+        The collection; or that it is missing, where nobody knows its dimensions yet.
 
     Raises:
         CollectionError: The existing collection does not fit.
-        ConfigurationError: `dim` is missing for a new collection, or the collection that is to be
+        ConfigurationError: A new collection could not be made, or the collection that is to be
             dropped has rows that were written since the store was built.
     """
     name = settings.collection_name
@@ -115,10 +151,11 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     if description is None or overwrite.pending:
         # Raises before the collection what would fail after it.
         check_vector_types(settings, engine)
+        new_schema(settings.with_any_dimension(), engine)
         if settings.create_index:
             new_index_params(settings, engine)
     if description is not None and overwrite.pending:
-        await _drop(backend, settings, engine, description, overwrite)
+        await _drop(backend, settings, description, overwrite)
         description = None
     elif overwrite.pending:
         backend.remove_unfinished_collection(name)
@@ -126,7 +163,12 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     overwrite.pending = False
     is_new = description is None
     if description is None:
-        description = await _create(backend, settings, engine)
+        decided = settings.with_dimensions(first.dimensions or {})
+        if decided.lacks_dimensions:
+            return Missing(settings)
+        # Another process may have been faster, so that its nodes have decided: from here on the
+        # collection says which dimensions it has.
+        description = await _create(backend, decided, engine)
     real_name = description.get("collection_name", name)
     backend.note_collection(name, real_name, locks=engine.needs_one_writer)
     layout = Layout.from_description(description, settings, engine)
@@ -154,18 +196,31 @@ async def set_up(backend: Backend, settings: CollectionSettings, overwrite: Over
     return Ready(layout, indexes, _schema_of(description))
 
 
-async def schema_of_new(
-    backend: Backend, settings: CollectionSettings
-) -> tuple[CollectionSchema, Any]:
-    """The schema and the indexes, as pymilvus has them, of a collection that would be made.
+async def schema_of_new(backend: Backend, settings: CollectionSettings) -> CollectionSchema:
+    """The schema, as pymilvus has it, of a collection that would be made.
+
+    Raises:
+        ConfigurationError: It could not be made, or has no dimension.
+    """
+    return new_schema(settings, await _checked_engine(backend, settings))
+
+
+async def index_params_of_new(backend: Backend, settings: CollectionSettings) -> Any:
+    """The indexes, as pymilvus has them, of a collection that would be made.
 
     Raises:
         ConfigurationError: It could not be made.
     """
+    return new_index_params(settings, await _checked_engine(backend, settings))
+
+
+async def _checked_engine(backend: Backend, settings: CollectionSettings) -> Engine:
     engine = Engine.parse(await backend.server_version())
     check_engine(settings, engine)
     check_vector_types(settings, engine)
-    return new_schema(settings, engine), new_index_params(settings, engine)
+    new_schema(settings.with_any_dimension(), engine)
+    new_index_params(settings, engine)
+    return engine
 
 
 def _schema_of(description: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -178,7 +233,6 @@ def _schema_of(description: Mapping[str, Any]) -> Mapping[str, Any]:
 async def _drop(
     backend: Backend,
     settings: CollectionSettings,
-    engine: Engine,
     description: Mapping[str, Any],
     overwrite: Overwrite,
 ) -> None:
@@ -188,7 +242,6 @@ async def _drop(
             f"overwrite=True: {name!r} is an alias of {description['collection_name']!r}; "
             "name the collection itself to overwrite it"
         )
-    new_schema(settings, engine)  # Raises before the drop what would fail after it.
     if backend.count_writes(name) > overwrite.writes:
         raise ConfigurationError(
             f"overwrite=True: another store of this process has written to the collection {name!r} "

@@ -71,7 +71,7 @@ async def update_metadata(
             await warn_of_missing_filters(context, ready, filters)
         return count
 
-    return await context.with_ready(run)
+    return await context.with_ready(run, missing=0)
 
 
 def _partial(

@@ -49,7 +49,7 @@ async def add(context: Context, nodes: Sequence[BaseNode], options: WriteOptions
         await _write(context, ready.layout, rows, options)
         return ready.layout, len(rows)
 
-    layout, count = await context.with_ready(write)
+    layout, count = await context.with_ready_for(nodes, write)
     if options.force_flush:
         await context.backend.flush(layout.collection_name, options.timeout)
     elif layout.engine.scans_unflushed_rows:
@@ -239,7 +239,7 @@ async def delete(context: Context, doc_ids: str | Sequence[str], options: Delete
         for chunk in chunks(wanted):
             await context.backend.delete_documents(request, chunk, options.timeout)
 
-    await context.with_ready(remove)
+    await context.with_ready(remove, missing=None)
 
 
 async def delete_nodes(
@@ -267,7 +267,7 @@ async def delete_nodes(
             )
         await _delete(context, ready.layout, expressions, options)
 
-    await context.with_ready(remove)
+    await context.with_ready(remove, missing=None)
 
 
 async def clear(context: Context, timeout: float | None) -> None:
@@ -277,7 +277,7 @@ async def clear(context: Context, timeout: float | None) -> None:
         everything = _filters.everything_expression(ready.layout)
         await _delete(context, ready.layout, [everything], DeleteOptions(timeout=timeout))
 
-    await context.with_ready(remove)
+    await context.with_ready(remove, missing=None)
 
 
 async def _delete(

@@ -45,8 +45,9 @@ def new_schema(settings: CollectionSettings, engine: Engine) -> CollectionSchema
     for field in settings.dense:
         if field.dim is None:
             raise ConfigurationError(
-                f"dim is missing: the collection {settings.collection_name!r} does not exist, and "
-                f"a new one needs the dimension of {field.name!r}, for example dim=384"
+                f"dim is missing: a schema has the dimension of {field.name!r}; pass for example "
+                f"{field.setting('dim', 'dim', 384)}. Where the store makes the collection "
+                f"{settings.collection_name!r}, the first nodes can decide"
             )
     check_new_names(settings)
     function = settings.sparse.function if settings.sparse else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pymilvus import DataType, Function
@@ -13,6 +13,9 @@ from .vectors import DENSE_METRICS
 
 #: Milvus' largest dimension of a dense vector (https://milvus.io/docs/limitations.md).
 MAX_DIMENSION = 32_768
+
+#: Stands for a dimension that is not known yet, where only the rest is looked at.
+_ANY_DIMENSION = 8
 
 #: Types that `scalar_field_types` may name: those that need no further parameters.
 SCALAR_TYPES = (
@@ -176,3 +179,20 @@ class CollectionSettings:
     def vectors(self) -> list[VectorField]:
         """All vector columns that the store uses."""
         return [*self.dense, *([self.sparse] if self.sparse else [])]
+
+    @property
+    def lacks_dimensions(self) -> bool:
+        """Whether a new collection has to wait for nodes that have a dimension."""
+        return any(field.dim is None for field in self.dense)
+
+    def with_dimensions(self, dimensions: Mapping[str, int]) -> CollectionSettings:
+        """The same, with dimensions for the fields that have none and are named."""
+        dense = [
+            field if field.dim else replace(field, dim=dimensions.get(field.name))
+            for field in self.dense
+        ]
+        return replace(self, dense=dense)
+
+    def with_any_dimension(self) -> CollectionSettings:
+        """The same with some dimension for every field, to check the rest of a new collection."""
+        return self.with_dimensions({field.name: _ANY_DIMENSION for field in self.dense})

@@ -121,9 +121,9 @@ class Connections:
         self._finalizer.atexit = False
         _live.add(self)
 
-    def once(self, make: Callable[[], T]) -> Once[T]:
-        """A value that is made once over these connections."""
-        once = Once(make)
+    def once(self, make: Callable[[], T], keep: Callable[[T], bool]) -> Once[T]:
+        """A value that is made once over these connections; see `Once`."""
+        once = Once(make, keep)
         self._onces.append(once)
         return once
 

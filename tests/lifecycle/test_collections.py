@@ -9,10 +9,7 @@ from pymilvus.client.types import LoadState
 
 from llama_index_milvus_async import IndexManagement
 from llama_index_milvus_async._transport.backend import Backend
-from llama_index_milvus_async.errors import (
-    CollectionError,
-    ConfigurationError,
-)
+from llama_index_milvus_async.errors import CollectionError
 from tests.fixtures.stores import DIM, collection_name, make_nodes
 from tests.lifecycle.helpers import ids_in, query
 
@@ -24,15 +21,6 @@ def is_loaded(raw, name):
 
 
 # A new collection
-
-
-async def test_a_new_collection_needs_dim(make_store, raw, coloured):
-    store = make_store(dim=None)
-    with pytest.raises(ConfigurationError) as caught:
-        await coloured(store).connect()
-    assert "dim is missing" in str(caught.value)
-    assert store.collection_name in str(caught.value)
-    assert not raw.has_collection(store.collection_name)
 
 
 async def test_an_existing_collection_needs_no_dim(reopen, coloured):
