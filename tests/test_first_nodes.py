@@ -92,7 +92,7 @@ async def test_nothing_is_there_until_the_first_nodes_make_it(
     with pytest.raises(ConfigurationError, match="dim is missing: a schema has the dimension"):
         writer.schema()
     assert "embedding" in [index.field_name for index in writer.index_params()]
-    with pytest.raises(NodeError, match="'odd'.* has 3 dimensions, that of the first node 8"):
+    with pytest.raises(NodeError, match=r"'odd'.* has 3 dimensions, that of the first node 8"):
         await coloured(writer).add([*make_nodes(2), node("odd", [1.0] * 3)])
     assert not raw.has_collection(name)
 
