@@ -78,9 +78,10 @@ async def test_nothing_is_there_until_the_first_nodes_make_it(
         for store in (coloured(writer), coloured(reader)):
             await store.connect()
             assert (await store.query(query)).ids == (await store.query(listing)).ids == []
-            assert await store.query_many([query, query]) == [
-                VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
-            ] * 2
+            assert (
+                await store.query_many([query, query])
+                == [VectorStoreQueryResult(nodes=[], similarities=[], ids=[])] * 2
+            )
             assert await store.get_nodes(filters=ALL) == await store.list_documents() == []
             assert await store.count() == await store.update_metadata(ALL, set={"a": 1}) == 0
             await store.delete("doc")
