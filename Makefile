@@ -65,9 +65,9 @@ test-pymilvus26: $(VENV26)/.installed ## the tests that meet the client, with py
 	@echo "==== tests with pymilvus 2.6 ($(VENV26)) ===="
 	$(VENV26)/bin/python $(PYTEST) -m 'both_lines and not slow' $(PYTEST_ARGS)
 
-test-newest: $(VENVNEWEST)/bin/python ## the same with the newest pymilvus, pre-releases included
+test-newest: $(VENVNEWEST)/bin/python ## the same with the newest pymilvus and llama-index-core, pre-releases included
 	$(VENVNEWEST)/bin/python $(INSTALL) -e '.[lite,test]'
-	$(VENVNEWEST)/bin/python $(INSTALL) --upgrade --pre pymilvus
+	$(VENVNEWEST)/bin/python $(INSTALL) --upgrade --pre pymilvus 'llama-index-core<0.15'
 	$(VENVNEWEST)/bin/python $(PYTEST) -m 'both_lines and not slow' $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt $(LITE2)/installed.txt ## what `make test` has in a short form only, and the soak

@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "llama_index_milvus_async"
 ALIAS = "llama_index/vector_stores/milvus_async"
 # In the repository, not in the sdist.
-NOT_SHIPPED = (".ci/",)
+NOT_SHIPPED = (".ci/", ".github/")
 EXTRAS = {
     "demo",
     "dev",
