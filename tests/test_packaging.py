@@ -547,6 +547,15 @@ def test_with_lite_a_store_works_on_a_file(with_extras: Environment, tmp_path: P
     assert path.exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Milvus Lite has no build for Windows")
+def test_the_first_example_of_the_readme_runs(
+    with_extras: Environment, built: Distributions
+) -> None:
+    readme = (built.unpacked / "README.md").read_text("utf-8")
+    program, printed = re.findall(r"^```(?:python|text)\n(.*?)^```$", readme, re.M | re.S)[:2]
+    assert with_extras.output("-c", program) == printed
+
+
 def test_with_opentelemetry_it_is_found(with_extras: Environment) -> None:
     script = f"import sys, {PACKAGE}; print('opentelemetry.trace' in sys.modules)"
     assert with_extras.output("-W", "error", "-c", script).strip() == "True"
