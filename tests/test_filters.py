@@ -972,7 +972,7 @@ rows = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("three_valued", [True, False], ids=["three-valued", "two-valued"])
 @pytest.mark.parametrize("server", [MILVUS_26, MILVUS_30], ids=str)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(group=groups, row=rows)
 def test_both_logics_of_milvus_26(
     server: Engine, three_valued: bool, group: MetadataFilters, row: dict[str, Any]

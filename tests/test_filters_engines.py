@@ -548,7 +548,7 @@ def filter_trees(dialect: Engine, keys: list[str]) -> st.SearchStrategy[Metadata
 def test_random_combinations(dynamic: Table) -> None:
     trees = filter_trees(dynamic.layout.engine, [*KEYS, *ODD_KEYS])
 
-    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=120, suppress_health_check=list(HealthCheck))
     @given(trees)
     def run(filters: MetadataFilters) -> None:
         dynamic.check(filters)
@@ -605,7 +605,7 @@ ATTACKS = st.lists(
                      "like", "exists ", "$meta", '"]', '" or ', '\\"']),
     max_size=12,
 ).map("".join)  # fmt: skip
-attacking = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+attacking = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 @attacking

@@ -289,13 +289,13 @@ FIELDS = st.dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(FIELDS, st.sampled_from(TYPES))
 def test_any_fields_are_a_node_or_a_row_error(fields, kind):
     read(READER, row(json.dumps({**GOOD, **fields}), kind))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text() | st.text(alphabet='{}[]",:\\u0eE-+.ntf d8', max_size=60), st.sampled_from(TYPES))
 def test_any_text_is_a_node_or_a_row_error(content, kind):
     read(READER, row(content, kind))

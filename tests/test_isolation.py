@@ -232,7 +232,6 @@ BROKEN = (UnreachableError, RequestTimeoutError)
 def attacking(examples):
     return settings(
         max_examples=examples,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
         # Of a server that has died every further call would wait for a minute.
@@ -775,7 +774,7 @@ def code_of(expression):
     return code
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ATTACKS | EXPRESSIONS)
 def test_what_passes_the_guard_is_balanced_outside_of_texts(attack):
     try:

@@ -273,7 +273,7 @@ CARRIED: dict[str, tuple[Any, Any]] = {
     "numpy NaN": (np.float32("nan"), None),
     "array with NaN": (np.array([math.nan, 0.5]), [None, 0.5]),
     "nested NaN": ({"a": [1, {"b": (math.nan, np.float64("inf"))}]}, {"a": [1, {"b": [None] * 2}]}),
-    "no time of numpy": (np.datetime64("NaT"), None),
+    "no time of numpy": (np.datetime64("NaT", "s"), None),
     "missing of pandas": ({"a": [MISSING]}, {"a": [None]}),
     "nested": ({"at": [datetime.date(2024, 2, 29), {np.int8(1)}]}, {"at": ["2024-02-29", [1]]}),
 }

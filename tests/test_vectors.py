@@ -164,7 +164,7 @@ def between(kind: DataType) -> st.SearchStrategy[float]:
 
 @half_types
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_16_bits_keep_the_nearest_number_ties_to_even(kind: DataType, data: Any) -> None:
     numbers = data.draw(st.lists(between(kind), min_size=1, max_size=8))
     assert stored(numbers, kind) == [nearest(value, kind) for value in numbers]

@@ -211,7 +211,7 @@ def without_database(message: Any) -> Any:
 
 @messages
 @given(rows=st.lists(row, min_size=1, max_size=4))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_rows_are_packed_as_by_pymilvus(upsert: bool, rows: list[dict[str, Any]]) -> None:
     assert without_database(build(rows, upsert)) == expected(rows, upsert)
 

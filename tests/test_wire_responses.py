@@ -195,7 +195,7 @@ def query_results(rows: Sequence[dict[str, Any]], asked: Sequence[str], *, compa
 
 
 @given(rows=st.lists(row, max_size=4), asked=asked)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_rows_equal_those_of_pymilvus(rows: list[dict[str, Any]], asked: list[str]) -> None:
     response = query_results(rows, asked, compact=False)
     _, dynamic_fields = entity_helper.extract_dynamic_field_from_result(response)
@@ -212,7 +212,7 @@ def test_rows_equal_those_of_pymilvus(rows: list[dict[str, Any]], asked: list[st
 
 
 @given(rows=st.lists(row, max_size=4), asked=asked)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_rows_in_which_nulls_have_no_values(rows: list[dict[str, Any]], asked: list[str]) -> None:
     """So servers up to 2.4 answer, and pymilvus cannot read."""
     read = responses.rows(query_results(rows, asked, compact=True))
@@ -362,7 +362,7 @@ def search_results(
 
 
 @given(searches=st.lists(st.lists(row, max_size=3), min_size=1, max_size=4), asked=asked)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_hits_equal_those_of_pymilvus(
     searches: list[list[dict[str, Any]]], asked: list[str]
 ) -> None:

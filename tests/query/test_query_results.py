@@ -76,9 +76,7 @@ groups = st.builds(
     node_ids=st.none() | st.lists(st.sampled_from([*BY_ID, "unknown"]), min_size=1, max_size=40),
     doc_ids=st.none() | st.lists(st.sampled_from([f"doc-{i}" for i in range(18)]), max_size=9),
 )
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_query_is_answered_as_by_llama_index(
     store, coloured, vector, top_k, filters, node_ids, doc_ids
 ):
