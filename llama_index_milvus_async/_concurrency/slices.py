@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -24,17 +24,15 @@ class _Job:
 
     items: Iterator[Any]
     convert: Callable[[Any], Any]
+    converted: list[Any]
     done: asyncio.Future[None]
-    converted: list[Any] = field(default_factory=list)
     error: Exception | None = None
 
     def run(self, until: float) -> bool:
         """Convert until a point in time, one item at least; returns whether all are done."""
         try:
-            for item in self.items:
-                self.converted.append(self.convert(item))
-                if time.perf_counter() >= until:
-                    return False
+            if not _convert(self.items, self.convert, self.converted, until):
+                return False
         except Exception as error:
             # Not in the future: one that nobody retrieves is reported by the loop, and that
             # happens where the caller is cancelled just when it is woken.
@@ -43,6 +41,17 @@ class _Job:
         if not self.done.done():
             self.done.set_result(None)
         return True
+
+
+def _convert(
+    items: Iterator[Any], convert: Callable[[Any], Any], converted: list[Any], until: float
+) -> bool:
+    """Convert until a point in time, one item at least; returns whether all are done."""
+    for item in items:
+        converted.append(convert(item))
+        if time.perf_counter() >= until:
+            return False
+    return True
 
 
 class Slices:
@@ -68,19 +77,24 @@ class Slices:
         Raises:
             Exception: What `convert` raises; what follows is then not converted.
         """
+        remaining = iter(items)
+        converted: list[Result] = []
+        if not self._jobs and self._left > 0:
+            began = time.perf_counter()
+            try:
+                if _convert(remaining, convert, converted, began + self._left):
+                    return converted
+            finally:
+                self._left -= time.perf_counter() - began
         loop = asyncio.get_running_loop()
-        job = _Job(iter(items), convert, loop.create_future())
-        began = time.perf_counter()
-        if self._jobs or self._left <= 0 or not job.run(began + self._left):
-            self._jobs.append(job)
-            if len(self._jobs) == 1:
-                loop.call_soon(self._slice)
-        if not self._jobs:
-            self._left -= time.perf_counter() - began
+        job = _Job(remaining, convert, converted, loop.create_future())
+        self._jobs.append(job)
+        if len(self._jobs) == 1:
+            loop.call_soon(self._slice)
         await job.done
         if job.error is not None:
             raise job.error
-        return job.converted
+        return converted
 
     def _slice(self) -> None:
         """Convert for one slice, and come back in the next iteration while there is more."""

@@ -31,6 +31,7 @@ from .layout import (
     output_columns,
 )
 from .node_content import expanded
+from .plain_nodes import plain_text_node
 from .vectors import DENSE_METRICS, unpacked
 
 _NODE_CLASSES: dict[str, type[BaseNode]] = {
@@ -150,6 +151,11 @@ def _node_from_json(content: str, class_name: str | None, text: Any, node_id: st
     try:
         node_class = _NODE_CLASSES.get(class_name or "", TextNode)
         data = _parsed(content)
+        if node_class is TextNode and (text is None or type(text) is str):
+            plain = plain_text_node(data, node_id, text or "")
+            if plain is not None:
+                return plain
+        data = dict(data)
         # Set before the node is made: pydantic takes as long for each later assignment as for a
         # whole small model.
         data["id_"] = node_id
@@ -179,11 +185,10 @@ def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:200]}"
 
 
-def _parsed(content: str) -> dict[str, Any]:
+def _parsed(content: str) -> Any:
     plain = expanded(content)
     try:
-        data = from_json(plain)
+        return from_json(plain)
     except ValueError:
         # It parses twice as fast and knows neither deep nesting nor lone surrogates.
-        data = json.loads(plain)
-    return dict(data)
+        return json.loads(plain)
