@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import os
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,6 +22,7 @@ from ._operations import (
     Missing,
     Overwrite,
     Ready,
+    collection_gone,
     index_params_of_new,
     schema_of_new,
     set_up,
@@ -318,3 +321,78 @@ class ConnectedStore(StoreArguments):
             options=self._defaults,
             first=self._first,
         )
+
+
+# What `migration` asks of stores beside what users do.
+
+
+async def collection_of(store: ConnectedStore) -> Ready:
+    """What setting up a store's collection has found out; sets it up where that is still to be.
+
+    Raises:
+        CollectionError: There is none, and no dimension to create it with.
+        MilvusVectorStoreError: As `connect` does.
+    """
+    await store.aconnect()
+    found = await store._ready.aget()  # noqa: SLF001
+    if not isinstance(found, Ready):
+        raise collection_gone(store.collection_name)
+    return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """A collection as Milvus describes it.
+
+    Attributes:
+        description: What pymilvus' `describe_collection` returned.
+        indexes: What it returned for the index of each column that has one.
+    """
+
+    description: Mapping[str, Any]
+    indexes: Mapping[str, Mapping[str, Any]]
+
+
+async def find_collection(store: ConnectedStore) -> Found | None:
+    """Look at a store's collection without setting it up; `None` where there is none.
+
+    Raises:
+        MilvusVectorStoreError: As `connect` does.
+    """
+    connections = store._connections  # noqa: SLF001
+    connections.check_open()
+    address, name = connections.address, store.collection_name
+
+    async def look() -> Found | None:
+        backend = connections.blocking()
+        description = await backend.describe_collection(name)
+        if description is None:
+            return None
+        indexes = {}
+        for field in description["fields"]:
+            index = await backend.describe_index(name, field["name"])
+            if index is not None:
+                indexes[field["name"]] = index
+        return Found(description, indexes)
+
+    def run() -> Found | None:
+        if address.is_lite and not os.path.exists(address.place):
+            return None  # Milvus Lite would make an empty database
+        with open_lock(address):
+            return run_sync(look())
+
+    return await asyncio.to_thread(run)
+
+
+def drops_collection(store: ConnectedStore) -> bool:
+    """Whether setting the store up, which is still to be, drops its collection first."""
+    return store._overwrite.pending  # noqa: SLF001
+
+
+def have_same_collection(one: ConnectedStore, other: ConnectedStore) -> bool:
+    """Whether two stores that are set up have the same collection, by whatever name."""
+    first, second = (
+        store._connections.memory(store.collection_name)  # noqa: SLF001
+        for store in (one, other)
+    )
+    return first is second

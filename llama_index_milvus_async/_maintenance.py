@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import MetadataFilters
@@ -17,8 +17,12 @@ from ._lifecycle import ConnectedStore
 from ._retrieval.options import ReadOptions, UpdateOptions
 from .documents import StoredDocument
 
+T = TypeVar("T")
+
 #: Most nodes of one page of `iter_nodes`.
 DEFAULT_PAGE_SIZE = 1_000
+#: Most ids of one page of `iter_ids`. Milvus Lite goes through all rows for each page.
+DEFAULT_ID_PAGE_SIZE = 10_000
 
 
 class MaintainedStore(ConnectedStore):
@@ -73,6 +77,7 @@ class MaintainedStore(ConnectedStore):
         batch_size: int = DEFAULT_PAGE_SIZE,
         include_embeddings: bool = False,
         output_fields: Sequence[str] | None = None,
+        after: str | None = None,
         **kwargs: Any,
     ) -> Generator[BaseNode, None, None]:
         """Go through the nodes that match, one by one, without holding them all. Blocks.
@@ -85,9 +90,11 @@ class MaintainedStore(ConnectedStore):
         Args:
             filters: Metadata filters; all nodes by default.
             batch_size: Most nodes of one page. A page has fewer where they are large.
-            include_embeddings: Whether the nodes carry their embeddings, those of `dense_fields` in
-                their metadata, so that `add` takes them back.
+            include_embeddings: Whether the nodes carry their embeddings, so that `add` takes them
+                back: those of `dense_fields`, and sparse ones that Milvus has not computed itself,
+                in their metadata.
             output_fields: Fields in place of the store's.
+            after: The id of a node, to begin with the one that follows it.
             **kwargs: As for `count`. What was written before the first page is seen as the
                 consistency level says.
 
@@ -96,20 +103,22 @@ class MaintainedStore(ConnectedStore):
 
         Raises:
             ConfigurationError: `include_embeddings` or a keyword argument is not allowed.
-            QueryError: `batch_size` or `output_fields` are not allowed.
+            QueryError: `batch_size`, `output_fields` or `after` are not allowed.
             FilterError: A filter cannot be expressed. This and the following at the first node.
             RowError: A row holds no readable node.
             ServerError: Milvus refused or could not be reached.
         """
         options = read_call_options(ReadOptions, "iter_nodes", kwargs)
         return self._iterate(
+            "iter_nodes",
             operations.NodeIteration(
                 filters,
                 options,
                 batch_size=batch_size,
                 include_embeddings=include_embeddings,
                 output_fields=output_fields,
-            )
+                after=after,
+            ),
         )
 
     def aiter_nodes(
@@ -119,6 +128,7 @@ class MaintainedStore(ConnectedStore):
         batch_size: int = DEFAULT_PAGE_SIZE,
         include_embeddings: bool = False,
         output_fields: Sequence[str] | None = None,
+        after: str | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[BaseNode, None]:
         """Go through the nodes that match without blocking the event loop; see `iter_nodes`.
@@ -127,31 +137,84 @@ class MaintainedStore(ConnectedStore):
         """
         options = read_call_options(ReadOptions, "aiter_nodes", kwargs)
         return self._aiterate(
+            "aiter_nodes",
             operations.NodeIteration(
                 filters,
                 options,
                 batch_size=batch_size,
                 include_embeddings=include_embeddings,
                 output_fields=output_fields,
-            )
+                after=after,
+            ),
         )
 
-    def _iterate(self, iteration: operations.NodeIteration) -> Generator[BaseNode, None, None]:
+    def iter_ids(
+        self,
+        filters: MetadataFilters | None = None,
+        *,
+        batch_size: int = DEFAULT_ID_PAGE_SIZE,
+        after: str | None = None,
+        **kwargs: Any,
+    ) -> Generator[str, None, None]:
+        """Go through the ids of the nodes that match, without reading the nodes. Blocks.
+
+        They come as the nodes of `iter_nodes` do.
+
+        Args:
+            filters: Metadata filters; all nodes by default.
+            batch_size: Most ids of one page.
+            after: An id, to begin with the one that follows it.
+            **kwargs: As for `count`.
+
+        Yields:
+            The ids, in the order of the primary key.
+
+        Raises:
+            ConfigurationError: A keyword argument is unknown or not allowed.
+            QueryError: `batch_size` or `after` are not allowed.
+            FilterError: A filter cannot be expressed. This and the following at the first id.
+            ServerError: Milvus refused or could not be reached.
+        """
+        options = read_call_options(ReadOptions, "iter_ids", kwargs)
+        return self._iterate(
+            "iter_ids",
+            operations.IdIteration(filters, options, batch_size=batch_size, after=after),
+        )
+
+    def aiter_ids(
+        self,
+        filters: MetadataFilters | None = None,
+        *,
+        batch_size: int = DEFAULT_ID_PAGE_SIZE,
+        after: str | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[str, None]:
+        """Go through ids without blocking the event loop; see `iter_ids`.
+
+        Use it as `async for node_id in store.aiter_ids(): ...`.
+        """
+        options = read_call_options(ReadOptions, "aiter_ids", kwargs)
+        return self._aiterate(
+            "aiter_ids",
+            operations.IdIteration(filters, options, batch_size=batch_size, after=after),
+        )
+
+    def _iterate(self, name: str, iteration: operations.Iteration[T]) -> Generator[T, None, None]:
         try:
-            while page := self._block("iter_nodes", operations.next_page, iteration):
+            while page := self._block(name, operations.next_page, iteration):
                 yield from page
         finally:
             iteration.close()
 
     async def _aiterate(
-        self, iteration: operations.NodeIteration
-    ) -> AsyncGenerator[BaseNode, None]:
+        self, name: str, iteration: operations.Iteration[T]
+    ) -> AsyncGenerator[T, None]:
         try:
-            while page := await self._await("aiter_nodes", operations.next_page, iteration):
+            while page := await self._await(name, operations.next_page, iteration):
                 began = time.perf_counter()
-                for node in page:
-                    yield node
-                    # What the caller does with the nodes of a page may never wait for anything.
+                for item in page:
+                    yield item
+                    # What the caller does with the items of a page may never wait for anything.
                     if time.perf_counter() - began > SLICE:
                         await asyncio.sleep(0)
                         began = time.perf_counter()

@@ -11,6 +11,7 @@ each is also the built-in (or pymilvus) exception that callers already catch in 
     ├── CollectionError                          the collection does not fit the store
     ├── RowError (ValueError)                    a stored row that cannot become a node
     ├── EncoderError (ValueError)                what an embedding function returned
+    ├── MigrationError                           a copy that did not end with the rows of its source
     ├── StoreClosedError                         the store was closed
     ├── LiteNotInstalledError (ImportError)      a `.db` URI without Milvus Lite
     ├── PymilvusNotSupportedError (ImportError)  a pymilvus that the store cannot use
@@ -41,6 +42,7 @@ __all__ = [
     "FilterError",
     "LiteFileError",
     "LiteNotInstalledError",
+    "MigrationError",
     "MilvusVectorStoreError",
     "NodeError",
     "PartialWriteError",
@@ -122,6 +124,27 @@ class RowError(MilvusVectorStoreError, ValueError):
 
 class EncoderError(MilvusVectorStoreError, ValueError):
     """An embedding function or model returned something other than embeddings of its texts."""
+
+
+class MigrationError(MilvusVectorStoreError):
+    """A copy of a collection stopped, or did not end with the rows of its source.
+
+    What has arrived is kept: calling again goes on.
+
+    Attributes:
+        missing: Ids that did not arrive, the first thousand of them.
+        extra: Ids in the target that the source does not have, the first thousand of them.
+    """
+
+    def __init__(
+        self, message: str, missing: Sequence[str] = (), extra: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self.missing = list(missing)
+        self.extra = list(extra)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.missing, self.extra)
 
 
 class StoreClosedError(MilvusVectorStoreError):

@@ -102,9 +102,11 @@ class MilvusVectorStore(MaintainedStore):
             [`BaseSparseEmbeddingFunction`][llama_index_milvus_async.sparse.BaseSparseEmbeddingFunction],
             LlamaIndex's `BaseSparseEmbedding`, or a pair of functions (plain or `async`) that
             make of a list of texts a list of `{index: value}`, of queries and of documents.
-            It is called once for the texts of a batch, one call at a time on each event loop,
-            and never on the loop unless it is asynchronous; blocking calls in several threads
-            call it at the same time. A store rebuilt of a dump has to be given it again.
+            A node that has its sparse embedding in its metadata already, as `{index: value}` under
+            the column's name, keeps it; it is not stored as metadata. The function is called once
+            for the other texts of a batch, one call at a time on each event loop, and never on
+            the loop unless it is asynchronous; blocking calls in several threads call it at the
+            same time. A store rebuilt of a dump has to be given it again.
         index_management: Whether to create a missing index.
         batch_size: Most rows of one insert; its bytes are bounded besides.
         index_config: `index_type` (default `"FLAT"`), `metric_type` and the parameters of the

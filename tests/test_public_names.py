@@ -29,6 +29,7 @@ INSTANCES = [
     errors.ConfigurationError("dim is 0"),
     errors.NodeError([("a", "has no embedding")]),
     errors.FilterError("no"),
+    errors.MigrationError("2 are missing", ["a"], ["b"]),
     errors.PymilvusNotSupportedError("the installed pymilvus 9.9"),
     errors.UnreachableError("query", "gone", 2),
     errors.PartialWriteError("insert", "gone", 2, ["a"], ["b"], ["c"]),

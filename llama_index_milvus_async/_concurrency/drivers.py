@@ -8,6 +8,8 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -64,6 +66,34 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     context = contextvars.copy_context()  # LlamaIndex keeps its current span there
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="coroutine") as thread:
         return thread.submit(lambda: context.run(asyncio.run, run())).result()
+
+
+def run_on_own_loop(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine that takes long on an event loop of its own. Blocks.
+
+    That is in a thread of its own where a loop is running in this one. An interruption, such as
+    Ctrl-C, cancels the coroutine, and is raised once it has ended.
+    """
+    if running_loop() is None:
+        return asyncio.run(coroutine)
+    cancel: list[Callable[[], object]] = []
+
+    async def run() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        cancel.append(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
+        return await coroutine
+
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="coroutine") as thread:
+        running = thread.submit(lambda: context.run(asyncio.run, run()))
+        try:
+            return running.result()
+        except BaseException:
+            if not running.done() and cancel:
+                with suppress(RuntimeError):  # it has just ended
+                    cancel[0]()
+            raise
 
 
 async def acall(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -5,7 +5,14 @@ Nothing here knows whether it runs on an event loop or in a blocking call.
 
 from .._translation.row_update import MetadataChange
 from .context import Context
-from .maintenance import NodeIteration, count, list_documents, next_page
+from .maintenance import (
+    IdIteration,
+    Iteration,
+    NodeIteration,
+    count,
+    list_documents,
+    next_page,
+)
 from .queries import query, query_many
 from .reads import get_nodes
 from .setup import (
@@ -13,6 +20,7 @@ from .setup import (
     Missing,
     Overwrite,
     Ready,
+    collection_gone,
     index_params_of_new,
     schema_of_new,
     set_up,
@@ -23,6 +31,8 @@ from .writes import add, clear, delete, delete_nodes
 __all__ = [
     "Context",
     "FirstNodes",
+    "IdIteration",
+    "Iteration",
     "MetadataChange",
     "Missing",
     "NodeIteration",
@@ -30,6 +40,7 @@ __all__ = [
     "Ready",
     "add",
     "clear",
+    "collection_gone",
     "count",
     "delete",
     "delete_nodes",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 from llama_index.core.schema import BaseNode, Document
 from llama_index.core.vector_stores.types import MetadataFilters
@@ -17,11 +19,13 @@ from .._transport.backend import Begun
 from ..documents import StoredDocument
 from ..errors import CollectionError
 from .context import Context
-from .ids import check_node_ids, expressions_of
+from .ids import check_id, check_node_ids, expressions_of
 from .missing_keys import warn_of_missing_filters
 from .pages import Pages, count_rows
 from .reads import fields_to_read
 from .setup import Ready
+
+T = TypeVar("T")
 
 #: Rows of a page of `list_documents`, which have no more than two ids.
 _ROWS_OF_IDS = 5_000
@@ -48,7 +52,87 @@ async def count(
     return await context.with_ready(read, missing=0)
 
 
-class NodeIteration:
+class Iteration(ABC, Generic[T]):
+    """How far one iteration over a collection has come.
+
+    Args:
+        filters: What the rows match.
+        options: Partitions, consistency level and time-out.
+        batch_size: Most rows of a page.
+        after: The id after which to begin; the beginning by default.
+
+    Raises:
+        FilterError, QueryError: One of them is not allowed.
+    """
+
+    def __init__(
+        self,
+        filters: MetadataFilters | None,
+        options: ReadOptions,
+        *,
+        batch_size: int,
+        after: str | None,
+    ) -> None:
+        check_count("batch_size", batch_size)
+        if after is not None:
+            check_id("after", after)
+        self._filters = _filters.metadata_filters(filters)
+        self._options = options
+        self._batch_size = batch_size
+        self._pages: Pages | None = None
+        self._last: str | int | None = after
+        self._begun: Begun[Sequence[Row]] | None = None
+
+    @abstractmethod
+    def _begin(self, context: Context, layout: Layout) -> Sequence[str]:
+        """Prepare for the rows of a layout; returns the fields to read."""
+
+    @abstractmethod
+    def _item(self, row: Row) -> T:
+        """What is made of a row."""
+
+    async def next_page(self, context: Context) -> list[T]:
+        """What the next rows become, in the order of the primary key; nothing after the last."""
+        return await context.with_ready(lambda ready: self._read(context, ready), missing=[])
+
+    async def _read(self, context: Context, ready: Ready) -> list[T]:
+        pages, is_first = self._pages, self._pages is None
+        if pages is None or pages.layout is not ready.layout:
+            # At the beginning, and where the collection has changed.
+            self.close()
+            fields = self._begin(context, ready.layout)
+            [expression] = expressions_of(ready.layout, None, self._filters)
+            pages = Pages(
+                context,
+                ready.layout,
+                expression,
+                fields,
+                self._options,
+                rows=self._batch_size,
+                after=self._last,
+            )
+            await pages.settle()
+            self._pages = pages
+        begun, self._begun = self._begun, None
+        rows = await (pages.next() if begun is None else begun)
+        if is_first and not rows:
+            await warn_of_missing_filters(context, ready, self._filters)
+        last = pages.last
+        if rows:
+            # Milvus reads the next page while something is made of this one, and used.
+            self._begun = context.backend.begin(pages.next())
+        items = await context.backend.convert(rows, self._item)
+        self._last = last
+        return items
+
+    def close(self) -> None:
+        """Give up the page that is being read."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.cancel()
+
+
+class NodeIteration(Iteration[BaseNode]):
     """How far one iteration over nodes has come.
 
     Args:
@@ -57,6 +141,7 @@ class NodeIteration:
         batch_size: Most nodes of a page.
         include_embeddings: Whether the nodes carry their embeddings.
         output_fields: Fields in place of the store's.
+        after: The id after which to begin.
 
     Raises:
         ConfigurationError, FilterError, QueryError: One of them is not allowed.
@@ -70,65 +155,39 @@ class NodeIteration:
         batch_size: int,
         include_embeddings: bool,
         output_fields: Sequence[str] | None,
+        after: str | None = None,
     ) -> None:
-        check_count("batch_size", batch_size)
+        super().__init__(filters, options, batch_size=batch_size, after=after)
         check_output_fields(output_fields)
         check_flag("include_embeddings", include_embeddings)
-        self._filters = _filters.metadata_filters(filters)
-        self._options = options
-        self._batch_size = batch_size
         self._include_embeddings = include_embeddings
         self._output_fields = output_fields
-        self._pages: Pages | None = None
-        self._reader: RowReader | None = None
-        self._last: str | int | None = None
-        self._begun: Begun[Sequence[Row]] | None = None
 
-    async def next_page(self, context: Context) -> list[BaseNode]:
-        """The next nodes, in the order of the primary key; none after the last."""
-        return await context.with_ready(lambda ready: self._read(context, ready), missing=[])
+    def _begin(self, context: Context, layout: Layout) -> Sequence[str]:
+        named, include = self._output_fields, self._include_embeddings
+        fields = fields_to_read(context, layout, named, include)
+        if include and layout.encodes_sparse:
+            fields.append(str(layout.sparse_field))
+        self._reader = RowReader(layout, fields)
+        return self._reader.fields
 
-    async def _read(self, context: Context, ready: Ready) -> list[BaseNode]:
-        pages, reader = self._pages, self._reader
-        if pages is None or reader is None or pages.layout is not ready.layout:
-            # At the beginning, and where the collection has changed.
-            self.close()
-            named, include = self._output_fields, self._include_embeddings
-            fields = fields_to_read(context, ready.layout, named, include)
-            reader = self._reader = RowReader(ready.layout, fields)
-            [expression] = expressions_of(ready.layout, None, self._filters)
-            pages = Pages(
-                context,
-                ready.layout,
-                expression,
-                reader.fields,
-                self._options,
-                rows=self._batch_size,
-                after=self._last,
-            )
-            await pages.settle()
-            self._pages = pages
-        begun, self._begun = self._begun, None
-        rows = await (pages.next() if begun is None else begun)
-        if self._last is None and not rows:
-            await warn_of_missing_filters(context, ready, self._filters)
-        last = pages.last
-        if rows:
-            # Milvus reads the next page while nodes are made of this one, and used.
-            self._begun = context.backend.begin(pages.next())
-        nodes = await context.backend.convert(rows, reader.node)
-        self._last = last
-        return nodes
-
-    def close(self) -> None:
-        """Give up the page that is being read."""
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            begun.cancel()
+    def _item(self, row: Row) -> BaseNode:
+        return self._reader.node(row)
 
 
-async def next_page(context: Context, iteration: NodeIteration) -> list[BaseNode]:
-    """The next nodes of an iteration; none after the last."""
+class IdIteration(Iteration[str]):
+    """How far one iteration over ids has come; see `Iteration`."""
+
+    def _begin(self, context: Context, layout: Layout) -> Sequence[str]:
+        self._primary_key = layout.primary_key
+        return [layout.primary_key]
+
+    def _item(self, row: Row) -> str:
+        return str(row[self._primary_key])
+
+
+async def next_page(context: Context, iteration: Iteration[T]) -> list[T]:
+    """What the next rows of an iteration become; nothing after the last."""
     return await iteration.next_page(context)
 
 

@@ -17,7 +17,7 @@ from .._translation import filters as _filters
 from .._translation.engine import Engine
 from .._translation.layout import Layout
 from .._translation.node_content import MAX_COPIED_TEXT
-from .._translation.node_to_row import PackedRow, RowPacker
+from .._translation.node_to_row import PackedRow, RowPacker, carried_sparse
 from .._transport.limits import MAX_INSERT_BYTES
 from .._wire.causes import NO_PARTITION, missing_partition
 from ..errors import (
@@ -82,9 +82,11 @@ async def _pack(context: Context, layout: Layout, nodes: Sequence[BaseNode]) -> 
     """Check nodes and make their rows, one for each id."""
     packer = RowPacker(layout)
     if layout.encodes_sparse:
-        texts = [node.get_content(metadata_mode=MetadataMode.NONE) for node in nodes]
-        sparse = await context.encode(texts, queries=False)
-        pairs = list(zip(nodes, sparse, strict=True))
+        encoded = [node for node in nodes if carried_sparse(layout, node) is None]
+        texts = [node.get_content(metadata_mode=MetadataMode.NONE) for node in encoded]
+        sparse = await context.encode(texts, queries=False) if texts else []
+        of_node = {id(node): vector for node, vector in zip(encoded, sparse, strict=True)}
+        pairs = [(node, of_node.get(id(node))) for node in nodes]
         rows = await context.backend.convert(pairs, lambda pair: packer.pack(*pair))
     else:
         rows = await context.backend.convert(nodes, packer.pack)

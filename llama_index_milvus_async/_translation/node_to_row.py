@@ -85,7 +85,7 @@ class RowPacker:
 
         Args:
             node: The node.
-            sparse: Its sparse embedding, where the store computes it.
+            sparse: Its sparse embedding, where the store has computed it.
 
         Returns:
             The row, or `None` where the node cannot be stored.
@@ -97,6 +97,9 @@ class RowPacker:
 
         layout = self._layout
         values: dict[str, Any] = {layout.primary_key: self._id_value(node.node_id, report)}
+        without = self._further
+        if self._sparse_field is not None and (carried := carried_sparse(layout, node)) is not None:
+            sparse, without = carried, without | {self._sparse_field}
         self._add_vectors(node, sparse, values, report)
         text = node.get_content(metadata_mode=MetadataMode.NONE)
         text_bytes = check_text("text", text, layout.max_bytes(layout.text_key), report)
@@ -108,9 +111,9 @@ class RowPacker:
             )
         own = {layout.text_key: text, **dict.fromkeys(layout.doc_id_names, doc_id)}
         if layout.holds_nodes:
-            self._add_node(node, values, own, doc_id, report)
+            self._add_node(node, without, values, own, doc_id, report)
         else:
-            self._add_metadata(node, values, doc_id, report)
+            self._add_metadata(node, without, values, doc_id, report)
             values.update(own)
         self._add_scalars(node, values, report)
         if len(self.problems) > before:
@@ -172,6 +175,7 @@ class RowPacker:
     def _add_node(
         self,
         node: BaseNode,
+        without: frozenset[str],
         values: dict[str, Any],
         own: dict[str, Any],
         doc_id: str,
@@ -180,7 +184,7 @@ class RowPacker:
         """Add the serialized node, and what the row has beside it."""
         layout = self._layout
         try:
-            content, metadata = serialize(node, self._further)
+            content, metadata = serialize(node, without)
         except NOT_JSON as error:
             report(f"its {_not_json(error)}")
             return
@@ -267,6 +271,7 @@ class RowPacker:
     def _add_metadata(
         self,
         node: BaseNode,
+        without: frozenset[str],
         values: dict[str, Any],
         doc_id: str,
         report: Callable[[str], None],
@@ -274,7 +279,7 @@ class RowPacker:
         """Add the metadata to a row that holds no node; there are only columns for it."""
         layout = self._layout
         try:
-            metadata = plain_metadata(node.metadata, self._further)
+            metadata = plain_metadata(node.metadata, without)
         except NOT_JSON as error:
             report(f"its {_not_json(error)}")
             return
@@ -300,6 +305,18 @@ class RowPacker:
                 values[name] = sent_value(column, values[name], about)
             elif name not in node.metadata and not column.optional:
                 about(f"is missing{self._no_null}")
+
+
+def carried_sparse(layout: Layout, node: BaseNode) -> Mapping[int, float] | None:
+    """The sparse embedding that a node carries in its metadata, under the name of the column.
+
+    Metadata that is no embedding, which JSON can carry, has texts for keys.
+    """
+    if not layout.encodes_sparse:
+        return None
+    value = node.metadata.get(str(layout.sparse_field))
+    is_vector = isinstance(value, dict) and type(next(iter(value), None)) is int
+    return value if is_vector else None
 
 
 def _not_json(error: Exception) -> str:

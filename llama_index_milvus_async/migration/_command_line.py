@@ -1,0 +1,249 @@
+"""The command line: `python -m llama_index_milvus_async COMMAND ...`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TextIO
+
+from ..errors import MilvusVectorStoreError
+from ..store import MilvusVectorStore
+from ._checking import acheck_nodes
+from ._copying import acopy_nodes
+from ._places import Place, no_collection, open_existing, open_like, tokens_of
+from ._progress import Progress, count_of
+
+_DESCRIPTION = """\
+Move collections of LlamaIndex nodes between Milvus Lite and servers.
+
+A collection is named by its address, # and its name:
+  ./notes.db#notes                            in a file of Milvus Lite
+  http://localhost:19530#notes                on a server
+  https://milvus.example.org:443/mydb#notes   in the database mydb
+"""
+_EPILOG = """\
+Tokens (user:password, or an API key) are read from the environment, so that nobody sees them in
+the list of processes: MILVUS_TOKEN, or SOURCE_MILVUS_TOKEN and TARGET_MILVUS_TOKEN where a command
+has two servers.
+
+Exit status: 0 where everything is as it should be, 1 where not, 2 for arguments that are not
+allowed, 130 after Ctrl-C.
+"""
+_OPTION_HELP = (
+    "argument of MilvusVectorStore for the {}, such as text_key=body; VALUE is JSON or a text; "
+    "repeat it for several"
+)
+
+#: What a command does once its arguments are read; returns the exit status.
+Run = Callable[[argparse.Namespace, "Display"], Coroutine[Any, Any, int]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Args:
+        argv: The arguments; those of the process by default.
+    """
+    arguments = _parser().parse_args(argv)
+    display = Display(sys.stderr)
+    run: Run = arguments.run
+    try:
+        return asyncio.run(run(arguments, display))
+    except MilvusVectorStoreError as error:
+        display.end()
+        print(f"error: {error}", file=sys.stderr)
+        if display.shown:
+            print("What has arrived stays; the same command goes on.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        display.end()
+        print("Interrupted. What has arrived stays; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llama_index_milvus_async",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_copy(commands)
+    _add_check(commands)
+    return parser
+
+
+def add_command(commands: Any, name: str, run: Run, summary: str) -> argparse.ArgumentParser:
+    """Add a command; returns its parser, for its arguments.
+
+    Args:
+        commands: The commands of the parser.
+        name: Its name.
+        run: What it does.
+        summary: What it does, for `--help`.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_copy(commands: Any) -> None:
+    summary = "copy a collection to another place, vectors included"
+    parser = add_command(commands, "copy", _copy, summary)
+    _add_places(parser)
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="write nodes again whose ids the target has already; by default they are left alone",
+    )
+    parser.add_argument(
+        "--keep-extra",
+        action="store_true",
+        help="let the target keep nodes that the source does not have; by default that is an error",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1_000, metavar="N", help="nodes at a time (1000)"
+    )
+
+
+def _add_check(commands: Any) -> None:
+    summary = "compare two collections: which nodes are missing, extra or different"
+    parser = add_command(commands, "check", _check, summary)
+    _add_places(parser)
+    parser.add_argument(
+        "--without-vectors", action="store_true", help="compare everything but the vectors"
+    )
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    for side in ("source", "target"):
+        parser.add_argument(side, metavar=side.upper(), help="URI#COLLECTION")
+    for side in ("source", "target"):
+        parser.add_argument(
+            f"--{side}-option",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help=_OPTION_HELP.format(side),
+        )
+
+
+async def _copy(arguments: argparse.Namespace, display: Display) -> int:
+    source, target = await _open_places(arguments)
+    async with source, target:
+        report = await acopy_nodes(
+            source,
+            target,
+            batch_size=arguments.batch_size,
+            resume=not arguments.replace,
+            keep_extra=arguments.keep_extra,
+            on_progress=display,
+        )
+    display.end()
+    there = f", {report.already_there:,} were there already" if report.already_there else ""
+    extra = f", {report.extra:,} others are there too" if report.extra else ""
+    print(f"copied {count_of(report.copied)} in {report.seconds:.1f} s{there}{extra}")
+    return 0
+
+
+async def _check(arguments: argparse.Namespace, display: Display) -> int:
+    source, target = await _open_places(arguments, creates=False)
+    async with source, target:
+        report = await acheck_nodes(
+            source, target, vectors=not arguments.without_vectors, on_progress=display
+        )
+    display.end()
+    print(report)
+    return 0 if report.is_equal else 1
+
+
+async def _open_places(
+    arguments: argparse.Namespace, *, creates: bool = True
+) -> tuple[MilvusVectorStore, MilvusVectorStore]:
+    """The stores of source and target; a target that is to be made is like the source."""
+    source = Place.parse(arguments.source, "SOURCE", arguments.source_option)
+    target = Place.parse(arguments.target, "TARGET", arguments.target_option)
+    tokens = tokens_of(source, target)
+    opened = await open_existing(source, tokens[0])
+    if opened is None:
+        raise no_collection(source)
+    try:
+        other = await open_existing(target, tokens[1])
+        if other is None:
+            if not creates:
+                raise no_collection(target)
+            other = await open_like(target, tokens[1], opened)
+    except BaseException:
+        await opened.aclose()
+        raise
+    return opened, other
+
+
+class Display:
+    """Shows how far something has come.
+
+    In a terminal that is a line which changes, otherwise a line every ten seconds.
+
+    Args:
+        stream: Where to.
+    """
+
+    _SECONDS = 0.2
+    _SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_terminal = stream.isatty()
+        self._next = time.monotonic() + (0 if self._is_terminal else self._SECONDS_BETWEEN_LINES)
+        self._last: Progress | None = None
+        self._width = 0
+
+    @property
+    def shown(self) -> bool:
+        """Whether anything was done."""
+        return self._last is not None and self._last.done > 0
+
+    def __call__(self, progress: Progress) -> None:
+        """Show a progress, unless one was shown just now."""
+        self._last = progress
+        if time.monotonic() >= self._next:
+            self._show(progress)
+
+    def end(self) -> None:
+        """Show the last progress, and end the line."""
+        if self._last is not None:
+            self._show(self._last)
+            if self._is_terminal:
+                print(file=self._stream)
+            self._last = None
+
+    def _show(self, progress: Progress) -> None:
+        line = progress_line(progress)
+        if self._is_terminal:
+            print("\r" + line.ljust(self._width), end="", file=self._stream, flush=True)
+            self._width = len(line)
+            self._next = time.monotonic() + self._SECONDS
+        else:
+            print(line, file=self._stream, flush=True)
+            self._next = time.monotonic() + self._SECONDS_BETWEEN_LINES
+
+
+def progress_line(progress: Progress) -> str:
+    """A progress as a line: rows, rate and time left."""
+    of = f" of {progress.total:,} ({progress.done / progress.total:.0%})" if progress.total else ""
+    line = f"{progress.operation}: {progress.done:,}{of} nodes, {progress.rate:,.0f} a second"
+    if (left := progress.seconds_left) is not None:
+        minutes, seconds = divmod(round(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        line += f", {hours}:{minutes:02}:{seconds:02} left"
+    return line
