@@ -184,6 +184,7 @@ def test_python_blocks_run(
 async def test_the_service_of_the_page_gives_errors_a_status(
     error: Exception, status: int, names: dict[str, Any]
 ) -> None:
+    pytest.importorskip("fastapi")
     service = PYTHON[DOCS / "fastapi.md"][0]
     exec(service.code, names)
     answer = await names["answer_store_error"](None, error)
