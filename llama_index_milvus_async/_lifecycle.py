@@ -27,6 +27,8 @@ from ._operations import (
     schema_of_new,
     set_up,
 )
+from ._translation.engine import Engine
+from ._translation.layout import Column, Layout
 from ._translation.settings import CollectionSettings
 from ._transport.asynchronous import Sharing
 from ._transport.backend import Backend
@@ -396,3 +398,25 @@ def have_same_collection(one: ConnectedStore, other: ConnectedStore) -> bool:
         for store in (one, other)
     )
     return first is second
+
+
+def expected_layout(store: ConnectedStore) -> Layout:
+    """The columns that play a part for LlamaIndex, of a collection that is still to be made."""
+    settings = store._settings()  # noqa: SLF001
+    return Layout(
+        collection_name=settings.collection_name,
+        columns={
+            field.name: Column(
+                field.name, field.type, dim=field.dim, generated=field.function is not None
+            )
+            for field in settings.vectors
+        },
+        primary_key=settings.id_field,
+        auto_id=False,
+        doc_id_field=settings.doc_id_field,
+        text_key=settings.text_key,
+        dense_fields=tuple(field.name for field in settings.dense),
+        sparse_field=settings.sparse.name if settings.sparse else None,
+        dynamic=True,
+        engine=Engine.parse(""),  # which nobody asks here
+    )

@@ -15,6 +15,8 @@ from ._arguments import read_call_options
 from ._concurrency.slices import SLICE
 from ._lifecycle import ConnectedStore
 from ._retrieval.options import ReadOptions, UpdateOptions
+from ._rpc import Row
+from ._translation.layout import Layout
 from .documents import StoredDocument
 
 T = TypeVar("T")
@@ -320,3 +322,25 @@ class MaintainedStore(ConnectedStore):
         return await self._await(
             "aupdate_metadata", operations.update_metadata, filters, node_ids, change, options
         )
+
+
+async def pages_of_rows(
+    store: MaintainedStore, filters: MetadataFilters | None, layout: Layout
+) -> AsyncGenerator[Sequence[Row], None]:
+    """Go through the whole rows that match, a page at a time; for `migration`.
+
+    Args:
+        store: The collection.
+        filters: Metadata filters; all rows by default.
+        layout: The columns that the rows have.
+
+    Yields:
+        Rows, as `_rpc.Rows` has them. What was written before, by anyone, is among them.
+    """
+    options = ReadOptions(consistency_level="Strong")
+    iteration = operations.RowIteration(filters, options, layout, batch_size=DEFAULT_PAGE_SIZE)
+    try:
+        while page := await store._await("export", operations.next_page, iteration):  # noqa: SLF001
+            yield page
+    finally:
+        iteration.close()

@@ -13,7 +13,7 @@ from .._retrieval.options import ReadOptions
 from .._retrieval.values import check_count, check_flag, check_output_fields
 from .._rpc import Row
 from .._translation import filters as _filters
-from .._translation.layout import NO_DOC_ID, NODE_TYPE_FIELD, Layout
+from .._translation.layout import NO_DOC_ID, NODE_TYPE_FIELD, Layout, stored_columns
 from .._translation.row_to_node import RowReader
 from .._transport.backend import Begun
 from ..documents import StoredDocument
@@ -184,6 +184,39 @@ class IdIteration(Iteration[str]):
 
     def _item(self, row: Row) -> str:
         return str(row[self._primary_key])
+
+
+class RowIteration(Iteration[Row]):
+    """How far one iteration over whole rows has come; see `Iteration`.
+
+    Args:
+        filters: What the rows match.
+        options: Partitions, consistency level and time-out.
+        layout: The columns that the rows have.
+        batch_size: Most rows of a page.
+    """
+
+    def __init__(
+        self,
+        filters: MetadataFilters | None,
+        options: ReadOptions,
+        layout: Layout,
+        *,
+        batch_size: int,
+    ) -> None:
+        super().__init__(filters, options, batch_size=batch_size, after=None)
+        self._layout = layout
+
+    def _begin(self, context: Context, layout: Layout) -> Sequence[str]:
+        if layout.columns != self._layout.columns:
+            raise CollectionError(
+                f"collection {layout.collection_name!r} has got other columns while its rows were "
+                "read; begin again"
+            )
+        return stored_columns(layout)
+
+    def _item(self, row: Row) -> Row:
+        return row
 
 
 async def next_page(context: Context, iteration: Iteration[T]) -> list[T]:

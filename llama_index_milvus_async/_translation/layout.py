@@ -282,3 +282,13 @@ def output_columns(layout: Layout) -> Sequence[str]:
     """The columns of a row without a node: everything but id, text and vectors."""
     names = [name for name in layout.scalar_columns if name != layout.doc_id_field]
     return [*names, DYNAMIC_FIELD] if layout.dynamic else names
+
+
+def stored_columns(layout: Layout) -> list[str]:
+    """The columns of a whole row, the dynamic field last.
+
+    What a function of Milvus computes is not among them: Milvus does not give it away, and
+    computes it again where the row is written.
+    """
+    names = [name for name, column in layout.columns.items() if not column.generated]
+    return [*names, DYNAMIC_FIELD] if layout.dynamic else names

@@ -1,4 +1,4 @@
-"""Move collections: copy them, compare them.
+"""Move collections: copy them, compare them, to files and back.
 
 Each function is there twice: `copy_nodes` blocks, `acopy_nodes` does not block the event loop. The
 same from a shell: `python -m llama_index_milvus_async --help`.
@@ -6,6 +6,7 @@ same from a shell: `python -m llama_index_milvus_async --help`.
 
 from ._checking import CheckReport, Difference, acheck_nodes, check_nodes
 from ._copying import CopyReport, acopy_nodes, copy_nodes
+from ._parquet import aexport_nodes, aimport_nodes, export_nodes, import_nodes
 from ._progress import Progress, ProgressCallback
 
 __all__ = [
@@ -16,8 +17,12 @@ __all__ = [
     "ProgressCallback",
     "acheck_nodes",
     "acopy_nodes",
+    "aexport_nodes",
+    "aimport_nodes",
     "check_nodes",
     "copy_nodes",
+    "export_nodes",
+    "import_nodes",
 ]
 
 # Tracebacks and pickles show the names that users import.
@@ -28,7 +33,11 @@ for _public in (
     Progress,
     acheck_nodes,
     acopy_nodes,
+    aexport_nodes,
+    aimport_nodes,
     check_nodes,
     copy_nodes,
+    export_nodes,
+    import_nodes,
 ):
     _public.__module__ = __name__

@@ -13,6 +13,7 @@ from ..errors import MilvusVectorStoreError
 from ..store import MilvusVectorStore
 from ._checking import acheck_nodes
 from ._copying import acopy_nodes
+from ._parquet import aexport_nodes, aimport_nodes
 from ._places import Place, no_collection, open_existing, open_like, tokens_of
 from ._progress import Progress, count_of
 
@@ -74,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_copy(commands)
     _add_check(commands)
+    _add_export(commands)
+    _add_import(commands)
     return parser
 
 
@@ -125,10 +128,33 @@ def _add_check(commands: Any) -> None:
     )
 
 
+def _add_export(commands: Any) -> None:
+    summary = "write a collection to a Parquet file, vectors included"
+    parser = add_command(commands, "export", _export, summary)
+    parser.add_argument("source", metavar="SOURCE", help="URI#COLLECTION")
+    parser.add_argument("file", metavar="FILE.parquet", help="the file")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the file where it is there already"
+    )
+    _add_options(parser, "source")
+
+
+def _add_import(commands: Any) -> None:
+    summary = "add the nodes of a Parquet file to a collection, which is made where it is missing"
+    parser = add_command(commands, "import", _import, summary)
+    parser.add_argument("file", metavar="FILE.parquet", help="the file")
+    parser.add_argument("target", metavar="TARGET", help="URI#COLLECTION")
+    _add_options(parser, "target")
+
+
 def _add_places(parser: argparse.ArgumentParser) -> None:
     for side in ("source", "target"):
         parser.add_argument(side, metavar=side.upper(), help="URI#COLLECTION")
-    for side in ("source", "target"):
+    _add_options(parser, "source", "target")
+
+
+def _add_options(parser: argparse.ArgumentParser, *sides: str) -> None:
+    for side in sides:
         parser.add_argument(
             f"--{side}-option",
             action="append",
@@ -165,6 +191,35 @@ async def _check(arguments: argparse.Namespace, display: Display) -> int:
     display.end()
     print(report)
     return 0 if report.is_equal else 1
+
+
+async def _export(arguments: argparse.Namespace, display: Display) -> int:
+    place = Place.parse(arguments.source, "SOURCE", arguments.source_option)
+    store = await open_existing(place, tokens_of(place)[0])
+    if store is None:
+        raise no_collection(place)
+    async with store:
+        count = await aexport_nodes(
+            store, arguments.file, overwrite=arguments.overwrite, on_progress=display
+        )
+    display.end()
+    print(f"exported {count_of(count)} to {arguments.file}")
+    return 0
+
+
+async def _import(arguments: argparse.Namespace, display: Display) -> int:
+    place = Place.parse(arguments.target, "TARGET", arguments.target_option)
+    token = tokens_of(place)[0]
+    store = await open_existing(place, token)
+    if store is None:
+        store = MilvusVectorStore(place.uri, token, place.collection, **place.options)
+    try:
+        count = await aimport_nodes(arguments.file, store, on_progress=display)
+    finally:
+        await store.aclose()
+    display.end()
+    print(f"imported {count_of(count)} into {place.collection}")
+    return 0
 
 
 async def _open_places(

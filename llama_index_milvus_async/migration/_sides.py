@@ -52,7 +52,7 @@ async def open_target(store: MilvusVectorStore, source: MilvusVectorStore, like:
     if drops_collection(store):
         await store.aconnect()
     if await find_collection(store) is None:
-        await _create_like(store, like)
+        await create_like(store, like)
     ready = await collection_of(store)
     if have_same_collection(source, store):
         raise ConfigurationError(
@@ -73,7 +73,7 @@ def check_store(store: object, argument: str) -> None:
         )
 
 
-async def _create_like(store: MilvusVectorStore, like: Ready) -> None:
+async def create_like(store: MilvusVectorStore, like: Ready) -> None:
     """Create the collection of a store, with the dimension and the metric of another one."""
     update: dict[str, object] = {}
     field = like.layout.embedding_field
