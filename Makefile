@@ -35,7 +35,7 @@ INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench bench-questions quality soak docs check test test-pymilvus30 test-pymilvus26 test-newest test-slow lint types format clean
+.PHONY: help demo bench bench-questions quality soak docs messages check test test-pymilvus30 test-pymilvus26 test-newest test-slow lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -79,6 +79,10 @@ soak: $(VENV)/.installed-dev ## ten minutes of faults and restarts on each engin
 
 docs: $(VENVDOCS)/.installed ## build the documentation into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(VENVDOCS)/bin/python -m mkdocs build --strict
+
+messages: $(VENV)/.installed-dev ## write every message, each with the call that provokes it, into build/messages.md
+	mkdir -p build
+	$(VENV)/bin/python -W ignore -m tests.messages_page > build/messages.md
 
 lint: $(VENV)/.installed-dev ## ruff: rules and formatting; and which package imports which
 	$(VENV)/bin/python -m ruff check .

@@ -98,7 +98,7 @@ Secret = Annotated[
     str,
     BeforeValidator(lambda value: "" if value is None else value),
     Field(exclude=True, repr=False),
-    Rule("a text"),
+    Rule("a string"),
 ]
 
 
@@ -166,7 +166,7 @@ class StoreArguments(BasePydanticVectorStore):
     partition_key_field: Fixed[Annotated[Name | None, Rule("a name")]]
     num_partitions: Fixed[Annotated[Count | None, Rule("an integer of at least 1, or None")]]
     partition_key_isolation: Fixed[Flag]
-    description: Fixed[Annotated[str | None, Field(strict=True), Rule("a text")]]
+    description: Fixed[Annotated[str | None, Field(strict=True), Rule("a string")]]
 
     def __init__(self, **arguments: Any) -> None:
         options = arguments.pop("client_options", None) or {}
@@ -266,8 +266,8 @@ class StoreArguments(BasePydanticVectorStore):
         ranker = ranker_of(self.hybrid_ranker, self.hybrid_ranker_params, "hybrid_ranker")
         if isinstance(ranker, Weighted) and len(ranker.weights) != 2 and not self.dense_fields:
             raise ConfigurationError(
-                f"hybrid_ranker_params has {len(ranker.weights)} weights; a hybrid search has two "
-                "legs, dense and sparse, and needs a weight for each"
+                f"hybrid_ranker_params has weights={list(ranker.weights)}; pass two weights, for "
+                "the dense and for the sparse search"
             )
         return self
 

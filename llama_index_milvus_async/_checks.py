@@ -110,7 +110,7 @@ def check_client_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Check the types of arguments of pymilvus' clients, which itself would fail with any error."""
     checked = {}
     for name, value in options.items():
-        kind, rule = _CLIENT_OPTION_TYPES.get(name, (_TEXT, "a text"))
+        kind, rule = _CLIENT_OPTION_TYPES.get(name, (_TEXT, "a string"))
         try:
             checked[name] = None if value is None else kind.validate_python(value)
         except ValidationError:
@@ -204,14 +204,15 @@ def check_scalar_types(names: Any, types: Any) -> list[DataType] | None:
         )
     if len(names or ()) != len(types or ()):
         raise ConfigurationError(
-            f"scalar_field_names has {len(names or ())} names and scalar_field_types "
-            f"{len(types or ())} types; each name needs one type"
+            f"scalar_field_names has a length of {len(names or ())}, and scalar_field_types of "
+            f"{len(types or ())}; pass one type for each name"
         )
-    allowed = [data_type.name for data_type in SCALAR_TYPES]
+    allowed = ", ".join(data_type.name for data_type in SCALAR_TYPES)
     for name, data_type in zip(names or (), types or (), strict=True):
         if data_type not in SCALAR_TYPES:
             raise ConfigurationError(
-                f"scalar_field_types has {data_type!r} for {name!r}; allowed are DataType.{allowed}"
+                f"scalar_field_types has {data_type!r} for {name!r}; allowed DataTypes are "
+                f"{allowed}"
             )
     return None if types is None else [DataType(data_type) for data_type in types]
 
@@ -223,22 +224,23 @@ def check_dense_fields(fields: Any) -> dict[str, dict[str, Any]]:
     for name, given in settings_of_fields("dense_fields", fields, example):
         if not isinstance(given, Mapping):
             raise ConfigurationError(
-                f"dense_fields[{name!r}] is {given!r}; it must be a dictionary with dim, and with "
-                "metric_type, type, index_type and parameters of the index if you like"
+                f"dense_fields[{name!r}] is {given!r}; it must be a dictionary with dim, and "
+                "optionally metric_type, type, index_type and parameters of the index"
             )
         settings = dict(given)
         dim = check_dim(settings.pop("dim", None), f"dense_fields[{name!r}]: dim")
         kind = settings.pop("type", DataType.FLOAT_VECTOR)
         if not isinstance(kind, int) or kind not in DENSE_METRICS:
-            allowed = [one.name for one in DENSE_METRICS]
+            allowed = ", ".join(one.name for one in DENSE_METRICS)
             raise ConfigurationError(
-                f"dense_fields[{name!r}] has type={kind!r}; allowed are DataType.{allowed}"
+                f"dense_fields[{name!r}] has type={kind!r}; allowed DataTypes are {allowed}"
             )
         kind = DataType(kind)
         settings = check_index_config(f"dense_fields[{name!r}]", settings, kind)
         if kind == DataType.BINARY_VECTOR and dim is not None and dim % 8:
             raise ConfigurationError(
-                f"dense_fields[{name!r}] has dim={dim}; that of a BINARY_VECTOR is a multiple of 8"
+                f"dense_fields[{name!r}] has dim={dim}; it must be a multiple of 8 for a "
+                "BINARY_VECTOR"
             )
         # Without a metric the field takes that of an existing index.
         checked[name] = {"dim": dim, "type": kind, **settings}

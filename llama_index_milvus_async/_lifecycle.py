@@ -114,13 +114,16 @@ class ConnectedStore(StoreArguments):
             StoreClosedError: The store is closed.
         """
         if not self.use_async_client:
-            raise ConfigurationError("aclient: the store was built with use_async_client=False")
+            raise ConfigurationError(
+                "aclient is not available, because the store was built with "
+                "use_async_client=False; use `client`"
+            )
         try:
             return self._connections.async_client()
         except RuntimeError as error:
             raise ConfigurationError(
                 "aclient belongs to an event loop, and none is running here; use it inside a "
-                "coroutine, or `client` outside"
+                "coroutine, or use `client`"
             ) from error
 
     def schema(self) -> CollectionSchema:  # type: ignore[override]

@@ -21,6 +21,7 @@ from ._embedding.adapters import (
     embed_texts,
 )
 from ._embedding.engine import Engine
+from ._names import did_you_mean
 from .errors import ConfigurationError
 from .stats import KindStats
 
@@ -118,8 +119,10 @@ class CoalescingEmbedding(BaseEmbedding):
         unknown = sorted(kwargs.keys() - BaseEmbedding.model_fields.keys())
         if unknown:
             raise ConfigurationError(
-                f"CoalescingEmbedding has no argument {unknown[0]!r}; beside its own it takes "
+                f"CoalescingEmbedding() got the unknown argument {unknown[0]!r}. It takes its own, "
+                "and those of every embedding model: "
                 f"{', '.join(BaseEmbedding.model_fields)}"
+                f"{did_you_mean(unknown[0], type(self).model_fields)}"
             )
         for name in OF_THE_MODEL:
             kwargs.setdefault(name, getattr(model, name, None))

@@ -159,15 +159,15 @@ class BM25BuiltInFunction(Function):  # type: ignore[misc]
         outputs = _one_name("output_field_names", output_field_names)
         if inputs == outputs:
             raise ConfigurationError(
-                f"output_field_names is {outputs[0]!r}, the name of the column that is read; name "
-                "a column of its own"
+                f"output_field_names is {outputs[0]!r}, which input_field_names names as well; "
+                "name another column"
             )
         for argument, text in {
             "function_name": function_name or "",
             "function_description": function_description,
         }.items():
             if not isinstance(text, str):
-                raise ConfigurationError(f"{argument} is {text!r}; it must be a text")
+                raise ConfigurationError(f"{argument} is {text!r}; it must be a string")
         for argument, value in {
             "function_params": function_params,
             "analyzer_params": analyzer_params,
@@ -177,8 +177,7 @@ class BM25BuiltInFunction(Function):  # type: ignore[misc]
                 raise ConfigurationError(f"{argument} is {value!r}; it must be a dictionary")
         if analyzer_params is not None and multi_analyzer_params is not None:
             raise ConfigurationError(
-                "analyzer_params and multi_analyzer_params are both given, and a column has one or "
-                "the other; leave one out"
+                "analyzer_params and multi_analyzer_params exclude each other; pass one of them"
             )
         super().__init__(
             function_name or f"bm25_function_{uuid.uuid4().hex[:8]}",

@@ -212,7 +212,7 @@ def test_shards_and_replicas_are_sent(recorder: Recorder, make_store) -> None:
     ("fields", "message"),
     [
         (["tenant"], "scalar_fields is .* it must be a dictionary"),
-        ({"t": {}}, "has no type; allowed are DataType.* 'VARCHAR'"),
+        ({"t": {}}, "has no type; allowed DataTypes are .* VARCHAR"),
         ({"t": {"type": "TEXTT"}}, "has type='TEXTT'; allowed"),
         ({"t": {"type": DataType.FLOAT_VECTOR}}, "has type=.*; allowed"),
         ({"t": {"type": DataType.ARRAY}}, "has no element_type"),

@@ -539,7 +539,7 @@ def test_metadata_that_json_cannot_carry_is_a_problem(kind, of):
         ((1, {"b": {2**64}}), "['a'][1]['b'][0] is an integer of more than 64 bits"),
         ({"b": ["x\ud800"]}, "['a']['b'][0] has a lone surrogate at position 1"),
         ([{"\ud800": 1}], "['a'][0] has a key that has a lone surrogate at position 0"),
-        ({"b": {(1, 2): 3}}, "['a']['b'] has a key of type tuple; keys are texts"),
+        ({"b": {(1, 2): 3}}, "['a']['b'] has a key of type tuple; a key must be a string"),
         ({1: {"b": object()}}, "['a'][1]['b'] is of type object"),
         (np.array([1, object()]), "['a'][1] is of type object"),
         (b"\xff", "['a'] is of type bytes"),

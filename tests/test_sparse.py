@@ -859,14 +859,17 @@ def test_bm25_duplicates(duplicate):
         ({"input_field_names": None}, "input_field_names is None; it must be the name"),
         ({"input_field_names": [3]}, r"input_field_names is \[3\]; it must be the name"),
         ({"output_field_names": ""}, "output_field_names is ''; it must be the name"),
-        ({"output_field_names": "text"}, "output_field_names is 'text', the name of the column"),
-        ({"function_name": 3}, "function_name is 3; it must be a text"),
-        ({"function_description": None}, "function_description is None; it must be a text"),
+        (
+            {"output_field_names": "text"},
+            "output_field_names is 'text', which input_field_names names",
+        ),
+        ({"function_name": 3}, "function_name is 3; it must be a string"),
+        ({"function_description": None}, "function_description is None; it must be a string"),
         ({"function_params": [1]}, r"function_params is \[1\]; it must be a dictionary"),
         ({"analyzer_params": "english"}, "analyzer_params is 'english'; it must be a dictionary"),
         (
             {"analyzer_params": {}, "multi_analyzer_params": {}},
-            "analyzer_params and multi_analyzer_params are both given.*leave one out",
+            "analyzer_params and multi_analyzer_params exclude each other; pass one",
         ),
     ],
 )

@@ -36,7 +36,10 @@ def check_id(argument: str, value: object) -> None:
         QueryError: It is not a text.
     """
     if not isinstance(value, str):
-        raise QueryError(f"{argument} has {value!r}, a {type(value).__name__}; ids are texts")
+        raise QueryError(
+            f"{argument} contains {value!r}, a value of type {type(value).__name__}; an id must be "
+            "a string"
+        )
 
 
 def chunks(ids: Sequence[str], most: int = MAX_IDS) -> list[Sequence[str]]:

@@ -93,8 +93,8 @@ async def _pack(context: Context, layout: Layout, nodes: Sequence[BaseNode]) -> 
     packer.raise_problems()
     if packer.shortened:
         logger.warning(
-            "the metadata of %d of %d nodes is larger than what Milvus takes for filters: they see "
-            "the first %d characters of each text in it. The nodes have the texts whole",
+            "the metadata of %d of %d nodes is larger than what Milvus takes for filters, which "
+            "see only the first %d characters of each text in it. The nodes are stored whole",
             packer.shortened,
             len(nodes),
             MAX_COPIED_TEXT,
@@ -102,8 +102,8 @@ async def _pack(context: Context, layout: Layout, nodes: Sequence[BaseNode]) -> 
     unique = {row.node_id: row for row in rows if row is not None}
     if len(unique) < len(nodes):
         logger.warning(
-            "%d of %d nodes have an id that a later one of the same call has; the last of each id "
-            "is kept",
+            "%d of %d nodes have the same id as a later node of this call; the last node of each "
+            "id is kept",
             len(nodes) - len(unique),
             len(nodes),
         )
@@ -220,8 +220,8 @@ async def delete(context: Context, doc_ids: str | Sequence[str], options: Delete
     """Delete the nodes of documents."""
     if not isinstance(doc_ids, str) and not are_several(doc_ids):
         raise QueryError(
-            f"ref_doc_id is {described(doc_ids)}; it must be the id of a document, a text, or a "
-            "list of ids"
+            f"ref_doc_id is {described(doc_ids)}; it must be the id of a document (a string), or "
+            "a list of ids"
         )
     wanted = [doc_ids] if isinstance(doc_ids, str) else list(doc_ids)
     for doc_id in wanted:

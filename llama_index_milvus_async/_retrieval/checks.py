@@ -40,7 +40,7 @@ def check_search_options(options: SearchOptions) -> None:
     if options.milvus_ranker is not None:
         ranker_of(options.milvus_ranker, None, "milvus_ranker")
     if not isinstance(options.string_expr, (str, type(None))):
-        raise QueryError(f"string_expr is {options.string_expr!r}; it must be a text")
+        raise QueryError(f"string_expr is {options.string_expr!r}; it must be a string")
     if options.mmr_over not in tuple(MMR_OVER):  # which needs no hash
         raise QueryError(f"mmr_over is {options.mmr_over!r}; it must be 'dense' or 'hybrid'")
     if options.hybrid_fields is not None:
@@ -63,7 +63,8 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
     """
     if query.mode not in _MODES:
         supported = ", ".join(mode.name for mode in MODES.values())
-        raise QueryError(f"mode {query.mode!s} is not supported; supported are {supported}")
+        name = getattr(query.mode, "name", query.mode)
+        raise QueryError(f"mode {name} is not supported; supported are {supported}")
     mode = mode_of(query, options)
     _check_types(query)
     check_top_k("similarity_top_k", query.similarity_top_k)
@@ -72,7 +73,7 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
             check_top_k(name, getattr(query, name))
     alpha = query.alpha
     if alpha is not None and not _is_share(alpha):
-        raise QueryError(f"alpha is {alpha!r}; it must be a number in 0 (sparse) to 1 (dense)")
+        raise QueryError(f"alpha is {alpha!r}; it must be a number from 0 (sparse) to 1 (dense)")
     if options.milvus_ranker is not None and alpha not in (None, 0, 1):
         raise QueryError("alpha and milvus_ranker both say how to rank; pass one of them")
     if mode.needs_embedding(query) and not _has_embedding(query):
@@ -144,7 +145,7 @@ def _check_types(query: VectorStoreQuery) -> None:
     for name in ("query_str", "embedding_field"):
         text = getattr(query, name)
         if not isinstance(text, (str, type(None))):
-            raise QueryError(f"{name} is {text!r}; it must be a text")
+            raise QueryError(f"{name} is {text!r}; it must be a string")
     check_ids("node_ids", query.node_ids)
     check_ids("doc_ids", query.doc_ids)
     metadata_filters(query.filters)
@@ -202,17 +203,18 @@ def _check_pool(query: VectorStoreQuery, mode: Mode, options: SearchOptions) -> 
     top_k, offset = query.similarity_top_k, options.offset
     if mode.diversifies and offset + top_k > (pool := mmr_candidates(top_k, options)):
         raise QueryError(
-            f"offset is {offset}: MMR chooses {offset} and {top_k} hits of {pool} candidates; pass "
-            "a larger mmr_prefetch_k, the same for every page"
+            f"offset is {offset}: this page needs {offset} + {top_k} hits, and MMR has {pool} "
+            "candidates; pass a larger mmr_prefetch_k, the same for every page"
         )
     if mode.diversifies or not (mode.searches_dense(query) and mode.searches_sparse(query)):
         return
     size = mode.page_size(query)
     if offset + size > min(top_k, query.sparse_top_k or top_k):
         raise QueryError(
-            f"offset is {offset}: {offset} and {size} hits are more than each leg of a hybrid "
-            "search fetches; pass a similarity_top_k (and sparse_top_k, if any) of at least "
-            f"{offset + size}, the same for every page, and {mode.top_k}={size} as the size of one"
+            f"offset is {offset}: this page needs {offset} + {size} hits, and each leg of the "
+            "hybrid search fetches fewer; pass a similarity_top_k (and sparse_top_k, if set) of "
+            f"at least {offset + size}, the same for every page, and {mode.top_k}={size} as the "
+            "size of a page"
         )
 
 

@@ -287,6 +287,6 @@ def _described(cls: type[Any], name: str, constructor: Iterable[str]) -> str:
 def _check_partition(name: Any) -> None:
     if name is not None and not (isinstance(name, str) and name):
         raise ConfigurationError(
-            f"milvus_partition_name is {name!r}; it must be the name of a partition, a text. Leave "
-            "it out for Milvus' default partition"
+            f"milvus_partition_name is {name!r}; it must be the name of a partition, a string. "
+            "Leave it out for Milvus' default partition"
         )

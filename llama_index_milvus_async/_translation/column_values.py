@@ -79,7 +79,7 @@ def _problem(column: Column, value: Any) -> str | None:
         return f"is {value}, out of range" if over else None
     if kind == DataType.VARCHAR:
         if not isinstance(value, str):
-            return f"is {value!r}, which is not a text"
+            return f"is {value!r}, which is not a string"
         try:
             size = len(value.encode())
         except UnicodeEncodeError as error:
@@ -98,5 +98,5 @@ def _problem(column: Column, value: Any) -> str | None:
     if kind == DataType.JSON and not isinstance(value, dict):
         return f"is {value!r}, which is not a JSON object"  # servers take objects only
     if kind == DataType.TIMESTAMPTZ and not isinstance(value, str):
-        return f"is {value!r}, which is not a text such as '2025-05-01T23:59:59+08:00'"
+        return f"is {value!r}, which is not a string such as '2025-05-01T23:59:59+08:00'"
     return None

@@ -248,7 +248,9 @@ def _check_sparse_field(field: VectorField, layout: Layout, refuse: Any) -> None
     what = f"sparse vector field {field.name!r}"
     if column is None or column.type is not field.type:
         names = [c.name for c in layout.columns.values() if c.type is field.type]
-        remedy = f"Pass sparse_embedding_field= one of {names}" if names else "Leave it out"
+        remedy = (
+            f"Pass sparse_embedding_field= one of {names}" if names else "Leave enable_sparse out"
+        )
         found = "no such field" if column is None else column.type.name
         refuse(what, found, "enable_sparse=True", remedy)
     elif column.generated and field.function is None:

@@ -67,7 +67,7 @@ def literal(value: Scalar) -> str:
         return str(int(value))
     if isinstance(value, float) and math.isfinite(value):
         return repr(float(value))
-    raise FilterError(f"found {value!r}; a value is text or a finite number")
+    raise FilterError(f"found {value!r}; a value must be a string or a finite number")
 
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})

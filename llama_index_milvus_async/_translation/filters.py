@@ -239,7 +239,7 @@ def _id_list(what: str, ids: Sequence[str]) -> Sequence[str]:
         raise FilterError(f"{what} must be a list, found the single value {ids!r}")
     for each in ids:
         if not isinstance(each, (str, int)) or isinstance(each, bool):
-            raise FilterError(f"{what} must be text, found {each!r}")
+            raise FilterError(f"{what} must be a string, found {each!r}")
     return ids
 
 
@@ -270,7 +270,7 @@ def _scalar(value: Any) -> Scalar:
     if value is None:
         raise FilterError("found no value; only IS_EMPTY takes none")
     if not isinstance(value, (str, int, float)):
-        raise FilterError(f"found {value!r}; a value is text or a finite number")
+        raise FilterError(f"found {value!r}; a value must be a string or a finite number")
     literal(value)  # Refused here, a value cannot be left out as not comparable later.
     return value
 
@@ -283,7 +283,7 @@ def _values(value: Any) -> list[Scalar]:
 
 def _needle(value: Any) -> str:
     if not isinstance(_scalar(value), str):
-        raise FilterError(f"found {value!r}; this operator takes text")
+        raise FilterError(f"found {value!r}; this operator takes a string")
     return str(value)
 
 

@@ -147,7 +147,9 @@ def _key(key: Any) -> str:
     try:
         [name] = json.loads(json.dumps({key: None}))
     except TypeError:
-        raise NotJsonError(f"has a key of type {type(key).__name__}; keys are texts") from None
+        raise NotJsonError(
+            f"has a key of type {type(key).__name__}; a key must be a string"
+        ) from None
     return str(name)
 
 

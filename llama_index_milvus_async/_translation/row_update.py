@@ -48,9 +48,9 @@ class MetadataChange:
         for argument, keys in (("set", changes), ("unset", unset)):
             for key in keys:
                 if not isinstance(key, str):
-                    raise QueryError(f"{argument} has the key {key!r}; keys are texts")
+                    raise QueryError(f"{argument} has the key {key!r}; a key must be a string")
         if both := sorted(changes.keys() & frozenset(unset)):
-            raise QueryError(f"set and unset both name {both}; a key is set or removed")
+            raise QueryError(f"set and unset both name {both}; name each key in only one of them")
         if not changes and not unset:
             raise QueryError(
                 "update_metadata() needs set={key: value} or unset=[key], to say what to change"

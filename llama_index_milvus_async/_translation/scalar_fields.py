@@ -40,7 +40,9 @@ class _Given:
             value = DataType[value.upper()]
         if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
             found = f"has no {key}" if value is None else f"has {key}={value!r}"
-            raise self.refuse(found, f"allowed are DataType.{[one.name for one in allowed]}")
+            raise self.refuse(
+                found, f"allowed DataTypes are {', '.join(one.name for one in allowed)}"
+            )
         return DataType(value)
 
     def count(self, key: str, most: int, takes: bool, what: str) -> int | None:
@@ -123,7 +125,7 @@ def _default(given: _Given, kind: DataType, max_length: int | None) -> Any:
     problems: list[str] = []
     sent_value(Column(given.name, kind, max_length), value, problems.append)
     if problems:
-        raise given.refuse(f"has a default that {problems[0]}", f"it must be a {kind.name}")
+        raise given.refuse(f"has a default that {problems[0]}", f"it must be of type {kind.name}")
     return value
 
 

@@ -269,8 +269,8 @@ def warn_of_login(address: Address) -> None:
         return
     _warned.add(address.place)
     logger.warning(
-        "Milvus Lite knows no logins: the token or password for %r is ignored, and whoever reaches "
-        "it can read and write everything",
+        "Milvus Lite has no logins: it ignores the token or password for %r, and everyone who "
+        "reaches it can read and write everything",
         address.uri,
     )
 
