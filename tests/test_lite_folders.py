@@ -111,7 +111,7 @@ async def test_a_token_that_nobody_checks_is_told_once(lite_path, coloured, capl
         await store.close()
     [told] = [text for text in caplog.messages if "token or password" in text]
     assert lite_path in told
-    assert "is ignored" in told
+    assert "has no logins" in told
     assert "s3cret" not in told
 
 
