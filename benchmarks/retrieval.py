@@ -96,12 +96,12 @@ def load_questions() -> list[Question]:
 
 def relevant_passages(questions: Sequence[Question], passages: Mapping[str, str]) -> list[set[str]]:
     """Ids of the passages that answer each question, by their texts; white space is all alike."""
-    texts = {key: normalised(text) for key, text in passages.items()}
-    answers = [normalised(each.answer) for each in questions]
+    texts = {key: normalized(text) for key, text in passages.items()}
+    answers = [normalized(each.answer) for each in questions]
     return [{key for key, text in texts.items() if answer in text} for answer in answers]
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Text with one space for any white space."""
     return " ".join(text.split())
 

@@ -1,4 +1,4 @@
-"""An asynchronous-first LlamaIndex vector store for Milvus.
+"""An async-first LlamaIndex vector store for Milvus.
 
 `MilvusVectorStore` is a drop-in for `llama_index.vector_stores.milvus.MilvusVectorStore`.
 """

@@ -90,7 +90,7 @@ class ConnectedStore(StoreArguments):
 
     @property
     def client(self) -> MilvusClient:
-        """A connected pymilvus `MilvusClient`; makes the store ready. Blocks.
+        """A connected pymilvus `MilvusClient`; initializes the store. Blocks.
 
         What is called on it raises pymilvus's exceptions.
 
@@ -104,7 +104,7 @@ class ConnectedStore(StoreArguments):
     def aclient(self) -> AsyncMilvusClient:
         """The pymilvus `AsyncMilvusClient` of the running event loop.
 
-        Its first call makes the store ready and connects, once for concurrent ones, and may raise
+        Its first call initializes the store and connects, once for concurrent ones, and may raise
         what `connect` does; otherwise calls raise pymilvus's exceptions. Does not block, except
         where it starts Milvus Lite (half a second). After `aconnect()` all of this has happened.
 
@@ -151,7 +151,7 @@ class ConnectedStore(StoreArguments):
             return run_sync(describe(connections.blocking(), self._settings()))
 
     def connect(self: Self) -> Self:
-        """Make the store ready now rather than at the first operation. Blocks.
+        """Initialize the store now rather than at the first operation. Blocks.
 
         Once it is ready, this does nothing. Where there is no collection, and no `dim`, the store
         connects, and the first nodes make the collection.
@@ -176,7 +176,7 @@ class ConnectedStore(StoreArguments):
         return self
 
     async def aconnect(self: Self) -> Self:
-        """Make the store ready and connect on the running loop, without blocking it.
+        """Initialize the store and connect on the running loop, without blocking it.
 
         Raises:
             MilvusVectorStoreError: As `connect` does.
@@ -235,7 +235,7 @@ class ConnectedStore(StoreArguments):
         await self._connections.aclose()
 
     def __enter__(self: Self) -> Self:
-        """Make the store ready; see `connect`."""
+        """Initialize the store; see `connect`."""
         return self.connect()
 
     def __exit__(
@@ -247,7 +247,7 @@ class ConnectedStore(StoreArguments):
         self.close()
 
     async def __aenter__(self: Self) -> Self:
-        """Make the store ready; see `aconnect`."""
+        """Initialize the store; see `aconnect`."""
         return await self.aconnect()
 
     async def __aexit__(
@@ -259,7 +259,7 @@ class ConnectedStore(StoreArguments):
         await self.aclose()
 
     def stats(self) -> dict[str, KindStats]:
-        """Counts of the asynchronous calls since the store was built, by kind of request.
+        """Counts of the async calls since the store was built, by kind of request.
 
         Kinds are `"insert"` (upserts included), `"search"`, `"hybrid"`, `"get"` (by ids),
         `"delete"` (of documents) and `"encode"` (texts to sparse embeddings; its RPCs are calls
@@ -275,7 +275,7 @@ class ConnectedStore(StoreArguments):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run an operation over the blocking client; the first argument is what it is about."""
+        """Run an operation over the sync client; the first argument is what it is about."""
         if is_observed():
             with observing(self, name, self.collection_name, args[0]) as outcome:
                 outcome.result = result = self._run(operation, *args, **kwargs)

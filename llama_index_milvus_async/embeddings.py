@@ -61,7 +61,7 @@ class CoalescingEmbedding(BaseEmbedding):
     the model is at work is embedded in its next call: questions before documents, never both in one
     call, and equal texts once. A model that computes in this process runs in a thread, one call at
     a time; a service has several requests under way. A text that the model refuses fails alone, and
-    callers that are cancelled leave the others undisturbed. Blocking methods call the model's own.
+    callers that are cancelled leave the others undisturbed. Sync methods call the model's own.
 
     LlamaIndex's models for HuggingFace, FastEmbed, Instructor, Optimum, OpenAI (with Azure and
     compatible endpoints), Ollama, Cohere, Google GenAI, Mistral, Voyage, Jina, Text Embeddings

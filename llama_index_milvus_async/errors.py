@@ -285,7 +285,7 @@ class PartialWriteError(ServerError):
 
 
 class WriteOutcomeUnknownError(PartialWriteError):
-    """A connection or a time-out ended while rows were being inserted: they may be there or not.
+    """A connection or a timeout ended while rows were being inserted: they may be there or not.
 
     It is raised with `upsert_mode=False` only: the rows were not sent again, because a server would
     keep them twice. Look which of `unknown` are there (`get_nodes`) before adding them again, or

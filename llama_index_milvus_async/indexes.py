@@ -8,7 +8,7 @@ __all__ = ["IndexManagement"]
 
 
 class IndexManagement(str, Enum):
-    """What making the store ready does about indexes.
+    """What initializing the store does about indexes.
 
     Attributes:
         NO_VALIDATION: It creates none; whoever manages them loads the collection, too.

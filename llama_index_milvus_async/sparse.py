@@ -29,10 +29,10 @@ class BaseSparseEmbeddingFunction(ABC):
     """Computes the sparse embeddings of queries and documents on this side.
 
     A subclass defines `encode_queries` and `encode_documents`; both may block. The asynchronous
-    methods then call these in a thread. One that has an asynchronous interface of its own overrides
+    methods then call these in a thread. One that has an async interface of its own overrides
     them; these are then awaited on the event loop and must not block it.
 
-    The store calls it once at a time on each event loop. Its blocking methods, and other loops, may
+    The store calls it once at a time on each event loop. Its sync methods, and other loops, may
     call it at the same moment, so that it has to be safe in threads where these are used.
     """
 

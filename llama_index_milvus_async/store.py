@@ -50,14 +50,14 @@ DEFAULT_MAX_IN_FLIGHT = 8
 
 
 class MilvusVectorStore(MaintainedStore):
-    """LlamaIndex nodes in Milvus, asynchronous first.
+    """LlamaIndex nodes in Milvus, async first.
 
     A drop-in for `llama_index.vector_stores.milvus.MilvusVectorStore`: the arguments have its
     names and order, their defaults but that of `upsert_mode`, and the rows its layout.
 
     The constructor checks its arguments and does no I/O. The first operation makes the store
     ready: it connects, finds or creates the collection and its index, and loads it. One object
-    serves any number of event loops and threads. The asynchronous methods (`async_add`,
+    serves any number of event loops and threads. The async methods (`async_add`,
     `aquery`, ...) do not block the event loop; the others (`add`, `query`, ...) block the
     calling thread until Milvus has answered, inside a running loop as well.
 
@@ -68,7 +68,7 @@ class MilvusVectorStore(MaintainedStore):
 
     Every operation raises a
     [`MilvusVectorStoreError`][llama_index_milvus_async.errors.MilvusVectorStoreError] where it
-    fails, and no other exception of Milvus or gRPC. The one that makes the store ready may raise
+    fails, and no other exception of Milvus or gRPC. The one that initializes the store may raise
     what `connect` does, and all raise `StoreClosedError` once the store is closed.
 
     Args:
@@ -77,7 +77,7 @@ class MilvusVectorStore(MaintainedStore):
             password in it are moved to `token`.
         token: `"user:password"` or an API key.
         collection_name: The collection, or an alias of one.
-        overwrite: Drop an existing collection when the store is made ready: by `connect()`, or by
+        overwrite: Drop an existing collection when the store is initialized: by `connect()`, or by
             the first operation, which refuses to drop what another store of this process has
             written meanwhile. Acts once in the life of this object; copies, unpickled and rebuilt
             stores never do it.
@@ -127,10 +127,10 @@ class MilvusVectorStore(MaintainedStore):
         hybrid_ranker: How the legs of a hybrid search become one list: `"RRFRanker"`,
             `"WeightedRanker"`, a pymilvus ranker or `Function` of type `RERANK`, or a callable
             that runs here and takes the query and a list of `NodeWithScore` for each leg. It may
-            be a coroutine function; asynchronous queries call another one in a thread.
+            be a coroutine function; async queries call another one in a thread.
         hybrid_ranker_params: `{"k": 60}`, or `{"weights": [1.0, 1.0], "norm_score": True}`:
             dense and sparse, in 0..1.
-        use_async_client: Without it, the asynchronous methods run the blocking client in a
+        use_async_client: Without it, the async methods run the sync client in a
             thread.
         id_field: Column of the node ids, the primary key.
         timeout: Seconds for each RPC, further attempts included; `None` bounds their number, not
@@ -142,7 +142,7 @@ class MilvusVectorStore(MaintainedStore):
             carries such an embedding in its metadata, under the column's name; there it is
             neither stored nor returned, unless `output_fields` names it. With
             `enable_dense=False` the first one is that of `node.embedding`.
-        coalesce: Asynchronous calls that wait at the same time and ask for the same kind of
+        coalesce: Async calls that wait at the same time and ask for the same kind of
             thing share RPCs. `False` sends each on its own.
         scalar_fields: Columns for metadata keys, beside `scalar_field_names`: key to settings.
             `type` is any scalar `pymilvus.DataType`, `JSON`, `TIMESTAMPTZ` or `ARRAY`; there are

@@ -50,7 +50,7 @@ LOOPS, WORKERS_PER_LOOP, THREADS = 2, 4, 3
 #: Seconds of a call; some are shorter than faults, so that calls fail.
 TIMEOUTS = {"lite": 10.0, "standalone": 60.0}
 SHORT_TIMEOUT = 0.3
-#: Seconds that a call may take beyond its time-out, on a busy machine.
+#: Seconds that a call may take beyond its timeout, on a busy machine.
 ROOM = 10.0
 #: Seconds between two restarts.
 RESTART_EVERY = {"lite": 8.0, "standalone": 60.0}

@@ -29,7 +29,7 @@ from tests.fixtures.waiting import in_time
 pytestmark = pytest.mark.starts
 
 TIMEOUT = 1.0
-#: pymilvus' own time-out for a connection: below it, the store's was heeded. It leaves room for a
+#: pymilvus' own timeout for a connection: below it, the store's was heeded. It leaves room for a
 #: busy machine.
 PYMILVUS_TIMEOUT = 10.0
 
@@ -71,7 +71,7 @@ async def error_of(operation, kind):
 
 
 async def assert_no_connection(store, kind, *fragments):
-    """Every kind of operation fails so, within the time-out, and again when it is repeated."""
+    """Every kind of operation fails so, within the timeout, and again when it is repeated."""
     for operation in (
         lambda: store.query(query()),
         lambda: store.add(make_nodes(1)),

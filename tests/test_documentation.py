@@ -236,6 +236,25 @@ def test_contributing_names_every_module() -> None:
     assert named == modules | packages
 
 
+def test_words_are_those_of_the_list() -> None:
+    """CONTRIBUTING.md names words that are written in another way."""
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    _, _, section = contributing.partition("## Words\n")
+    section, _, _ = section.partition("## Habits\n")
+    rows = re.findall(r"^\|[^|]*\|([^|]*)\|$", section, re.MULTILINE)
+    spelling = section.rpartition("|\n")[2].partition("Not ")[2]
+    avoided = {word for row in [*rows, spelling] for word in re.findall(r"`([^`]+)`", row)}
+    assert {"time-out", "behavior"} <= avoided
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(avoided)))})\b", re.IGNORECASE)
+    files = [*PAGES, *sorted((ROOT / PACKAGE).rglob("*.py"))]
+    found = [
+        f"{name_of(file)}: {match[0]}"
+        for file in files
+        for match in pattern.finditer(file.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them, and MkDocs in docs/."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))

@@ -121,7 +121,7 @@ def test_there_are_thirty_questions_on_each_book(questions: list[Question]) -> N
 def test_each_answer_is_in_one_place_of_its_book(questions: list[Question]) -> None:
     books: dict[str, str] = {}
     for path in sorted(retrieval.DATA.rglob("*.txt")):
-        text = retrieval.normalised(path.read_text(encoding="utf-8"))
+        text = retrieval.normalized(path.read_text(encoding="utf-8"))
         books[path.parent.name] = books.get(path.parent.name, "") + text + "\n"
     for each in questions:
         assert 20 <= len(each.answer) <= 120, each.answer

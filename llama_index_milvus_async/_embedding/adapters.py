@@ -83,17 +83,17 @@ def adapter_for(model: BaseEmbedding) -> Adapter:
 
 
 def embed_question(model: BaseEmbedding, question: str) -> Embedding:
-    """Embed a question by the model's own blocking method."""
+    """Embed a question by the model's own sync method."""
     return model._get_query_embedding(question)
 
 
 def embed_text(model: BaseEmbedding, text: str) -> Embedding:
-    """Embed a text by the model's own blocking method."""
+    """Embed a text by the model's own sync method."""
     return model._get_text_embedding(text)
 
 
 def embed_texts(model: BaseEmbedding, texts: list[str]) -> list[Embedding]:
-    """Embed texts by the model's own blocking method."""
+    """Embed texts by the model's own sync method."""
     return model._get_text_embeddings(texts)
 
 
@@ -288,13 +288,13 @@ def _nomic(model: Any) -> Adapter:
 
 
 def _nvidia(model: BaseEmbedding) -> Adapter:
-    # Its blocking method embeds questions as passages.
+    # Its sync method embeds questions as passages.
     questions = _request(awaited=_aone(model._aget_query_embedding), one_by_one=True)
     return Adapter(questions, _text_requests(model))
 
 
 def _huggingface_api(model: BaseEmbedding) -> Adapter:
-    # Its blocking methods start an event loop for each call, and share one client among them.
+    # Its sync methods start an event loop for each call, and share one client among them.
     questions = _request(awaited=_aone(model._aget_query_embedding), one_by_one=True)
     return Adapter(questions, _request(awaited=model._aget_text_embeddings))
 

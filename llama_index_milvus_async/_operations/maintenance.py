@@ -57,7 +57,7 @@ class Iteration(ABC, Generic[T]):
 
     Args:
         filters: What the rows match.
-        options: Partitions, consistency level and time-out.
+        options: Partitions, consistency level and timeout.
         batch_size: Most rows of a page.
         after: The id after which to begin; the beginning by default.
 
@@ -137,7 +137,7 @@ class NodeIteration(Iteration[BaseNode]):
 
     Args:
         filters: What the nodes match.
-        options: Partitions, consistency level and time-out.
+        options: Partitions, consistency level and timeout.
         batch_size: Most nodes of a page.
         include_embeddings: Whether the nodes carry their embeddings.
         output_fields: Fields in place of the store's.
@@ -191,7 +191,7 @@ class RowIteration(Iteration[Row]):
 
     Args:
         filters: What the rows match.
-        options: Partitions, consistency level and time-out.
+        options: Partitions, consistency level and timeout.
         layout: The columns that the rows have.
         batch_size: Most rows of a page.
     """

@@ -40,7 +40,7 @@ class Pages:
         layout: Its columns.
         expression: What to read; everything, where it is empty.
         fields: The output fields, the primary key among them.
-        options: Partitions, consistency level and time-out.
+        options: Partitions, consistency level and timeout.
         rows: Most rows of a page; bytes bound it besides.
         after: The primary key after which to begin.
     """

@@ -28,7 +28,7 @@ class SparseEncoder:
 
         Args:
             value: An object with `encode_queries` and `encode_documents`, with or without their
-                asynchronous twins; LlamaIndex's `BaseSparseEmbedding`; or a pair of functions or
+                async counterparts; LlamaIndex's `BaseSparseEmbedding`; or a pair of functions or
                 coroutine functions, the first for queries and the second for documents.
 
         Raises:
@@ -70,7 +70,7 @@ class SparseEncoder:
     async def aencode(self, texts: Sequence[str], *, queries: bool) -> list[Any]:
         """Encode texts as `encode` does, without blocking the event loop.
 
-        The encoder's own asynchronous method is awaited; one that has none runs in a thread.
+        The encoder's own async method is awaited; one that has none runs in a thread.
         """
         return await self._side(queries).aencode(list(texts)) if texts else []
 
@@ -136,7 +136,7 @@ def _function(
     function: Callable[[list[str]], Any],
     twin: Callable[[list[str]], Awaitable[Any]] | None = None,
 ) -> _Side:
-    """A function and, where there is one, its asynchronous twin."""
+    """A function and, where there is one, its async counterpart."""
     if is_asynchronous(function):
         return _Side(name, None, twin or function)
     return _Side(name, function, twin)
@@ -148,10 +148,10 @@ def _method(encoder: Any, name: str) -> _Side:
 
 
 def _async_twin(encoder: Any, name: str, blocking: str) -> Callable[..., Awaitable[Any]] | None:
-    """An encoder's asynchronous method, if it is more than the default of its base class.
+    """An encoder's async method, if it is more than the default of its base class.
 
-    The default of the upstream plugin's base class calls the blocking method on the event loop.
-    Such a class is recognized by its blocking method, which is still abstract.
+    The default of the upstream plugin's base class calls the sync method on the event loop.
+    Such a class is recognized by its sync method, which is still abstract.
     """
     twin: Callable[..., Awaitable[Any]] | None = getattr(encoder, name, None)
     if name not in getattr(encoder, "__dict__", {}):
@@ -162,7 +162,7 @@ def _async_twin(encoder: Any, name: str, blocking: str) -> Callable[..., Awaitab
     return twin  # of the object itself, not of its class
 
 
-# Every `BaseSparseEmbedding` has asynchronous methods, for they are abstract; those of models on
+# Every `BaseSparseEmbedding` has async methods, for they are abstract; those of models on
 # this machine, such as `FastEmbedSparseEmbedding`, just call the blocking ones. Nothing tells these
 # from real ones, so that the blocking ones are called, in a thread.
 def _core_queries(embedding: BaseSparseEmbedding) -> _Side:

@@ -93,7 +93,7 @@ class _Update:
         layout: Its columns.
         filters: What the nodes match.
         change: What to change.
-        options: Partitions and time-out.
+        options: Partitions and timeout.
 
     Attributes:
         written: Ids of the nodes that were written.

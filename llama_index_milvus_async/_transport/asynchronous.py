@@ -274,7 +274,7 @@ class AsyncTransport(Transport):
 
 
 class AsyncBackend(Backend):
-    """Requests of asynchronous calls, which share RPCs.
+    """Requests of async calls, which share RPCs.
 
     Args:
         transport: Sends the RPCs, those of other stores of the same collection as well.

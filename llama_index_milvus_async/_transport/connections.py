@@ -183,7 +183,7 @@ class Connections:
         return self._session.memory(collection_name)
 
     def client(self) -> MilvusClient:
-        """A blocking client for the user, with a connection of its own. Blocks.
+        """A sync client for the user, with a connection of its own. Blocks.
 
         Its own, because a user may change the client's database, or close it.
         """

@@ -104,7 +104,7 @@ class BlockingConnection:
 
 
 class LoopConnection:
-    """The asynchronous connection of one event loop.
+    """The async connection of one event loop.
 
     Args:
         address: Where to connect to.
@@ -299,7 +299,7 @@ class BlockingClient(MilvusClient):  # type: ignore[misc] # pymilvus has no type
 
 
 def new_blocking_client(address: Address, timeout: float | None) -> BlockingClient:
-    """Connect a blocking client. Blocks."""
+    """Connect a sync client. Blocks."""
     lite.check_installed(address)
 
     async def attempt(seconds: float | None) -> BlockingClient:
@@ -315,7 +315,7 @@ def new_blocking_client(address: Address, timeout: float | None) -> BlockingClie
 
 def async_arguments(address: Address, timeout: float | None) -> dict[str, Any]:
     arguments = address.client_arguments(timeout)
-    # pymilvus' asynchronous client takes no alias.
+    # pymilvus' async client takes no alias.
     arguments.pop("alias", None)
     return arguments
 

@@ -25,7 +25,7 @@ _LEAST_TIME = 0.001
 
 
 def time_left(timeout: float | None) -> Callable[[], float | None]:
-    """A function that says how many seconds of a time-out are left: some always are."""
+    """A function that says how many seconds of a timeout are left: some always are."""
     if timeout is None:
         return lambda: None
     ends = time.monotonic() + timeout

@@ -23,7 +23,7 @@ def _nobody_listens(address: Address, match: re.Match[str]) -> str:
 
 
 def _unknown_host(address: Address, match: re.Match[str]) -> str:
-    return f"the name of the host in {address.endpoint!r} is not known. Is it spelt right?"
+    return f"the name of the host in {address.endpoint!r} is not known. Is it spelled right?"
 
 
 def _no_database(address: Address, match: re.Match[str]) -> str:

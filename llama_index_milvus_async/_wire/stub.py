@@ -121,17 +121,17 @@ class ConnectedClient(AsyncMilvusClient):  # type: ignore[misc] # pymilvus has n
 
 
 async def async_handler(client: AsyncMilvusClient) -> Any:
-    """The handler of an asynchronous client, which is connected where it is not yet."""
+    """The handler of an async client, which is connected where it is not yet."""
     return await _connection_of(client)()
 
 
 def async_stub(handler: Any, address: Address) -> Stub:
-    """The data RPCs of an asynchronous client's handler, as coroutines."""
+    """The data RPCs of an async client's handler, as coroutines."""
     return Stub(handler, "_async_stub", address)
 
 
 def blocking_stub(client: MilvusClient, address: Address) -> Stub:
-    """The data RPCs of a blocking client."""
+    """The data RPCs of a sync client."""
     return Stub(_connection_of(client)(), "_stub", address)
 
 

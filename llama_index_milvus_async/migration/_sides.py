@@ -83,7 +83,7 @@ async def create_like(store: MilvusVectorStore, like: Ready) -> None:
         if not _names_metric(store):
             update["similarity_metric"] = like.indexes[field].metric or None
     async with store.model_copy(update=update):
-        pass  # made ready, it has created the collection
+        pass  # initialized, it has created the collection
 
 
 def _names_metric(store: MilvusVectorStore) -> bool:

@@ -25,8 +25,8 @@ from tests.fixtures.stores import Coloured, make_nodes
 SHORT = 0.5
 #: Seconds of a call that is to succeed: beyond what a server takes to start again.
 LONG = 60.0
-#: Seconds that a failing call may take beyond its time-out, on a busy machine: fewer than `LONG`,
-#: the time-out of the stores.
+#: Seconds that a failing call may take beyond its timeout, on a busy machine: fewer than `LONG`,
+#: the timeout of the stores.
 ROOM = 40.0
 #: Seconds of a fault that passes.
 WHILE = 0.3

@@ -72,7 +72,7 @@ async def notice(store):
 
 async def assert_promise(make_case, proxy, raw, operation, name):
     fails = OUTCOMES[name][0] is not RIGHT
-    # What connects has no time-out of its own.
+    # What connects has no timeout of its own.
     case = make_case(operation, **({"timeout": SHORT} if fails and operation == "connect" else {}))
     await case.prepare()
     with fault(name, proxy, case.method):
