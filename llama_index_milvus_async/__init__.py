@@ -15,6 +15,7 @@ from .errors import (
     ConfigurationError,
     EncoderError,
     FilterError,
+    IngestionError,
     LiteFileError,
     LiteNotInstalledError,
     MigrationError,
@@ -34,6 +35,7 @@ from .errors import (
 from .events import MilvusOperationEndEvent, MilvusOperationStartEvent
 from .filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
 from .indexes import IndexManagement
+from .ingestion import IngestResult, aingest, ingest
 from .sparse import (
     BaseSparseEmbeddingFunction,
     BGEM3SparseEmbeddingFunction,
@@ -57,6 +59,8 @@ __all__ = [
     "FilterError",
     "FilterOperatorFunction",
     "IndexManagement",
+    "IngestResult",
+    "IngestionError",
     "KindStats",
     "LiteFileError",
     "LiteNotInstalledError",
@@ -79,6 +83,8 @@ __all__ = [
     "StoredDocument",
     "UnreachableError",
     "WriteOutcomeUnknownError",
+    "aingest",
+    "ingest",
 ]
 
 # Tracebacks and pickles show the names that users import, in whichever file a class stands.

@@ -12,6 +12,7 @@ each is also the built-in (or pymilvus) exception that callers already catch in 
     ├── RowError (ValueError)                    a stored row that cannot become a node
     ├── EncoderError (ValueError)                what an embedding function returned
     ├── MigrationError                           a copy that did not end with the rows of its source
+    ├── IngestionError                           `aingest` stopped; says what was written
     ├── StoreClosedError                         the store was closed
     ├── LiteNotInstalledError (ImportError)      a `.db` URI without Milvus Lite
     ├── PymilvusNotSupportedError (ImportError)  a pymilvus that the store cannot use
@@ -40,6 +41,7 @@ __all__ = [
     "ConfigurationError",
     "EncoderError",
     "FilterError",
+    "IngestionError",
     "LiteFileError",
     "LiteNotInstalledError",
     "MigrationError",
@@ -80,6 +82,9 @@ class NodeError(MilvusVectorStoreError, ValueError):
             nodes of the call.
     """
 
+    #: Begins the message.
+    NOTHING_WRITTEN = "Nothing was written. "
+
     _SHOWN = 10
     _SHOWN_CHARACTERS = 400  # of a problem; ids and keys may be as long as Milvus allows
 
@@ -91,7 +96,7 @@ class NodeError(MilvusVectorStoreError, ValueError):
         ]
         if len(self.problems) > self._SHOWN:
             shown.append(f"and {len(self.problems) - self._SHOWN} more (see .problems)")
-        super().__init__("Nothing was written. " + "; ".join(shown))
+        super().__init__(self.NOTHING_WRITTEN + "; ".join(shown))
 
     @classmethod
     def _shown(cls, text: str) -> str:
@@ -145,6 +150,57 @@ class MigrationError(MilvusVectorStoreError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.missing, self.extra)
+
+
+class IngestionError(MilvusVectorStoreError):
+    """An ingestion stopped.
+
+    `__cause__` is what stopped it: an error of the source, of a transformation or of Milvus.
+    Batches that were being written then have been written, and nothing of it runs any more.
+
+    Attributes:
+        documents: How many documents are complete: the first ones of the source. The rows of those
+            after them are missing in part or altogether.
+        nodes: How many nodes were written, all together.
+        written: Ids of the nodes that were written of documents that are not complete.
+        not_written: Ids of nodes that were made and not written.
+        unknown: Ids of nodes that may have been written: the connection was lost, or the time was
+            over, before Milvus answered.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        documents: int,
+        nodes: int,
+        written: Sequence[str] = (),
+        not_written: Sequence[str] = (),
+        unknown: Sequence[str] = (),
+    ) -> None:
+        state = "Nothing was written"
+        if nodes or unknown:
+            doubt = f", and {len(unknown)} may have been written or not" if unknown else ""
+            state = (
+                f"{nodes} nodes were written{doubt}. Of the documents of the source the first "
+                f"{documents} are complete; ingest the others again"
+            )
+        super().__init__(f"The ingestion stopped: {reason}. {state}")
+        self.reason = reason
+        self.documents = documents
+        self.nodes = nodes
+        self.written = list(written)
+        self.not_written = list(not_written)
+        self.unknown = list(unknown)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (
+            self.reason,
+            self.documents,
+            self.nodes,
+            self.written,
+            self.not_written,
+            self.unknown,
+        )
 
 
 class StoreClosedError(MilvusVectorStoreError):

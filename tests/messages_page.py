@@ -40,6 +40,7 @@ from llama_index_milvus_async import (
     MilvusVectorStore,
     ScalarMetadataFilter,
     ScalarMetadataFilters,
+    ingest,
 )
 
 SOURCE = Path(llama_index_milvus_async.__file__).parent
@@ -170,6 +171,18 @@ store.update_metadata(set={"year": 1865})
 store.update_metadata(where("year", 1865), set={"year": 1}, unset=["year"])
 store.update_metadata(where("year", 1865), set="year")
 """,
+    "Ingesting": """
+ingest("notes", [], [])
+ingest(store, "notes", [])
+ingest(store, ["Tea at six."], [])
+ingest(store, [node([1.0, 0.0]), node(None)], [])
+ingest(store, [], MockEmbedding(embed_dim=2))
+ingest(store, [], [len])
+ingest(store, [], [], batch_size=0)
+ingest(store, [], [], docstore={})
+ingest(store, [], [], docstore_strategy="upsert")
+ingest(closed, [], [])
+""",
     "Reading and querying": """
 store.get_nodes()
 store.get_nodes("a")
@@ -241,6 +254,7 @@ NAMES: dict[str, Any] = {
             WeightedRanker,
             ask,
             built,
+            ingest,
             lists,
             node,
             opened,

@@ -15,6 +15,7 @@ FILES = {
     "embeddings": ["CoalescingEmbedding"],
     "documents": ["StoredDocument"],
     "errors": errors.__all__,
+    "ingestion": ["IngestResult", "aingest", "ingest"],
     "events": ["MilvusOperationEndEvent", "MilvusOperationStartEvent"],
     "sparse": [
         "BGEM3SparseEmbeddingFunction",
@@ -33,6 +34,7 @@ INSTANCES = [
     errors.PymilvusNotSupportedError("the installed pymilvus 9.9"),
     errors.UnreachableError("query", "gone", 2),
     errors.PartialWriteError("insert", "gone", 2, ["a"], ["b"], ["c"]),
+    errors.IngestionError("gone", 2, 3, ["a"], ["b"], ["c"]),
     errors.WriteOutcomeUnknownError("insert", "gone", 0, [], [], ["c"]),
     package.MilvusOperationStartEvent(operation="add", collection_name="books", count=3),
     package.MilvusOperationEndEvent(
@@ -40,6 +42,7 @@ INSTANCES = [
     ),
     package.StoredDocument("a", 3),
     package.KindStats(calls=3, rpcs=1),
+    package.IngestResult(documents=3, nodes=9),
     package.IndexManagement.NO_VALIDATION,
     package.FilterOperatorFunction.ARRAY_CONTAINS_ANY,
     package.ScalarMetadataFilters(

@@ -103,16 +103,37 @@ async def acall(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     if is_asynchronous(function):
         return await function(*arguments)
+    return await asyncio.to_thread(_for_a_future, function, arguments)
 
-    def run() -> Any:
-        try:
-            return function(*arguments)
-        except StopIteration as error:
-            # A future refuses it and is never done (python/cpython#112182, fixed in 3.12); this is
-            # what a coroutine makes of it.
-            raise RuntimeError(f"{function!r} raised StopIteration") from error
 
-    return await asyncio.to_thread(run)
+async def run_in(
+    threads: ThreadPoolExecutor, function: Callable[..., Result], *arguments: Any
+) -> Result:
+    """Call a function in one of some threads, with the context variables of the caller.
+
+    A thread cannot be stopped: a caller who is cancelled waits until the function has returned, so
+    that nothing of it runs on.
+    """
+    context = contextvars.copy_context()  # LlamaIndex keeps its current span there
+    running = threads.submit(context.run, _for_a_future, function, arguments)
+    future = asyncio.wrap_future(running)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if not running.cancel():
+            await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()  # or it would be reported as one that nobody retrieved
+        raise
+
+
+def _for_a_future(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    try:
+        return function(*arguments)
+    except StopIteration as error:
+        # A future refuses it and is never done (python/cpython#112182, fixed in 3.12); this is what
+        # a coroutine makes of it.
+        raise RuntimeError(f"{function!r} raised StopIteration") from error
 
 
 async def gather_or_cancel(awaitables: Iterable[Awaitable[Result]]) -> list[Result]:

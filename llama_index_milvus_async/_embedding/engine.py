@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import os
 import sys
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 
 from .._concurrency.coalescing import Coalescer, RequestKind
+from .._concurrency.drivers import run_in
 from .._concurrency.exceptions import own_copy
 from .._concurrency.single_flight import SingleFlight
 from ..errors import EncoderError
@@ -170,28 +170,12 @@ class Engine:
         return self._home() is loop
 
     async def _in_thread(self, route: Route, embed: Embed, texts: list[str]) -> Any:
-        context = contextvars.copy_context()  # LlamaIndex keeps its current span there
-
         def work() -> Any:
-            try:
-                with self.turn(route):
-                    result = embed(texts)
-            except StopIteration as error:
-                # A future refuses it and is never done (python/cpython#112182, fixed in 3.12).
-                raise RuntimeError(f"{embed!r} raised StopIteration") from error
+            with self.turn(route):
+                result = embed(texts)
             return result if inspect.isawaitable(result) else checked(result, texts)
 
-        running = self._process().threads.submit(context.run, work)
-        future = asyncio.wrap_future(running)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            # The thread cannot be stopped. What arrives meanwhile waits here, and not behind it.
-            if not running.cancel():
-                await asyncio.wait([future])
-                if not future.cancelled():
-                    future.exception()  # or it would be reported as one that nobody retrieved
-            raise
+        return await run_in(self._process().threads, work)
 
 
 def _nothing() -> None:

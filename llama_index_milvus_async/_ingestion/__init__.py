@@ -1,0 +1,1 @@
+"""How documents become rows: read, transformed, embedded and written at the same time."""
