@@ -54,6 +54,11 @@ from ._retrieval.options import (
 )
 from ._retrieval.ranking import Weighted, ranker_of
 from ._translation.index_types import check_index_config
+from ._translation.metadata_indexes import (
+    cast_type,
+    check_metadata_indexes,
+    check_no_columns,
+)
 from ._translation.scalar_fields import (
     check_partition_key,
     check_scalar_fields,
@@ -160,6 +165,9 @@ class StoreArguments(BasePydanticVectorStore):
     dense_fields: Fixed[Annotated[dict[str, dict[str, Any]], BeforeValidator(check_dense_fields)]]
     client_options: Fixed[Settings]
     scalar_fields: Fixed[Annotated[dict[str, dict[str, Any]], BeforeValidator(check_scalar_fields)]]
+    metadata_indexes: Fixed[
+        Annotated[dict[str, dict[str, Any]], BeforeValidator(check_metadata_indexes)]
+    ]
     index_doc_id: Fixed[Annotated[bool | None, Rule("True, False or None")]]
     num_shards: Fixed[Annotated[Count | None, Rule("an integer of at least 1, or None")]]
     replica_number: Fixed[Annotated[Count | None, Rule("an integer of at least 1, or None")]]
@@ -257,6 +265,7 @@ class StoreArguments(BasePydanticVectorStore):
                 "sparse_embedding_function has no effect without enable_sparse=True; pass both"
             )
         check_distinct(self._field_names())
+        check_no_columns(self.metadata_indexes, {name: role for role, name in self._field_names()})
         check_partition_key(
             self.partition_key_field,
             self._scalar_columns(),
@@ -358,6 +367,9 @@ class StoreArguments(BasePydanticVectorStore):
             create_index=self.index_management is IndexManagement.CREATE_IF_NOT_EXISTS,
             properties=self.collection_properties or {},
             consistency_level=self.consistency_level,
+            metadata_indexes={
+                key: cast_type(settings) for key, settings in self.metadata_indexes.items()
+            },
             index_doc_id=self.index_doc_id,
             num_shards=self.num_shards,
             replica_number=self.replica_number,

@@ -151,6 +151,10 @@ class MilvusVectorStore(MaintainedStore):
             a value), and `index`: `True` for what the engine has, an index type such as
             `"INVERTED"`, or a dictionary of `index_type` and its parameters. A type alone stands
             for `{"type": ...}`.
+        metadata_indexes: Indexes for metadata keys that have no column: key to the type of its
+            values, `DataType.VARCHAR`, `DOUBLE` (of all numbers) or `BOOL`, or for lists of these
+            `{"type": DataType.ARRAY, "element_type": ...}`. A key is written as in filters,
+            `"stats.year"` for a nested one. Needs Milvus 2.6.
         index_doc_id: Whether the document id has an index, by which `delete` and refreshing find
             their rows. By default a new collection gets one where the engine has any; `True`
             adds it to an existing collection.
@@ -226,6 +230,7 @@ class MilvusVectorStore(MaintainedStore):
         coalesce: bool = True,
         dense_fields: Mapping[str, Mapping[str, Any]] | None = None,
         scalar_fields: Mapping[str, Any] | None = None,
+        metadata_indexes: Mapping[str, Any] | None = None,
         index_doc_id: bool | None = None,
         num_shards: int | None = None,
         replica_number: int | None = None,

@@ -16,6 +16,7 @@ pytest_plugins = (
     "tests.fixtures.surroundings",
     "tests.fixtures.selection",
     "tests.fixtures.engines",
+    "tests.fixtures.fake_milvus",
     "tests.fixtures.faults",
     "tests.fixtures.stores",
     "tests.fixtures.loops",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -23,7 +23,12 @@ from .._translation.compatibility import (
 )
 from .._translation.engine import Engine
 from .._translation.layout import VECTOR_TYPES, Index, Layout
-from .._translation.scalar_indexes import new_scalar_index, scalar_indexes
+from .._translation.scalar_indexes import (
+    ScalarIndex,
+    new_scalar_index,
+    path_indexes,
+    scalar_indexes,
+)
 from .._translation.schema import new_index, new_index_params, new_schema
 from .._translation.settings import CollectionSettings
 from .._transport.backend import Backend
@@ -175,11 +180,12 @@ async def set_up(
     check_layout(layout, settings)
     check_vector_types(settings, engine)
     check_collection(description, settings, engine)
+    paths = path_indexes(layout, settings) if settings.create_index else []
 
     backend.note_replicas(name, settings.replica_number)
     indexes = await _create_indexes(backend, settings, layout)
     if settings.create_index:
-        await _create_scalar_indexes(backend, settings, layout, is_new=is_new)
+        await _create_scalar_indexes(backend, settings, layout, paths, is_new=is_new)
     await _apply_properties(backend, settings, description.get("properties") or {})
     # Without indexes a collection cannot be loaded; whoever manages them does both.
     if all(index.type for index in indexes.values()):
@@ -331,9 +337,14 @@ async def _create_indexes(
 
 
 async def _create_scalar_indexes(
-    backend: Backend, settings: CollectionSettings, layout: Layout, *, is_new: bool
+    backend: Backend,
+    settings: CollectionSettings,
+    layout: Layout,
+    paths: Sequence[ScalarIndex],
+    *,
+    is_new: bool,
 ) -> None:
-    """Create the indexes of scalar columns that are missing.
+    """Create the indexes of scalar columns, and of paths, that are missing.
 
     Nobody waits until they are built: a collection can be loaded and searched meanwhile.
     """
@@ -341,20 +352,30 @@ async def _create_scalar_indexes(
     # Of its own accord, the store adds no index to a collection that exists.
     by_default = is_new and settings.index_doc_id is None
     wanted = replace(settings, index_doc_id=True) if by_default else settings
-    for index in scalar_indexes(wanted, layout.engine):
-        if index.column not in layout.columns:
+    for index in [*scalar_indexes(wanted, layout.engine), *paths]:
+        if index.path is None and index.column not in layout.columns:
             raise CollectionError(
                 f"Collection {name!r}: found no field {index.column!r} to index. Leave out its "
                 "index, or index_doc_id=True, or use another collection_name"
             )
-        found = None if is_new else await backend.describe_index(name, index.column)
+        describe = partial(_describe_scalar_index, backend, name, index)
+        found = None if is_new else await describe()
         if found is not None:
             check_scalar_index(found, index, name)
             continue
         await _change(
             partial(backend.create_index, name, new_scalar_index(index, layout.engine), wait=False),
-            partial(backend.describe_index, name, index.column),
+            describe,
         )
+
+
+async def _describe_scalar_index(
+    backend: Backend, name: str, index: ScalarIndex
+) -> Mapping[str, Any] | None:
+    if index.path is None:
+        return await backend.describe_index(name, index.column)
+    # A column has any number of them, and which column Milvus names is not always the same.
+    return next(filter(index.is_of, await backend.describe_indexes(name)), None)
 
 
 async def _apply_properties(

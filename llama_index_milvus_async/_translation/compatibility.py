@@ -48,6 +48,9 @@ def check_engine(settings: CollectionSettings, engine: Engine) -> None:
         if field.type is DataType.TIMESTAMPTZ:
             asked = f"scalar_fields[{field.name!r}] of type TIMESTAMPTZ"
             engine.require(Engine.has_timestamps, asked, ConfigurationError)
+    if settings.metadata_indexes:
+        asked = f"metadata_indexes, indexes of the keys {list(settings.metadata_indexes)}"
+        engine.require(Engine.has_path_indexes, asked, ConfigurationError)
     if settings.partition_key_field is not None:
         asked = f"partition_key_field={settings.partition_key_field!r}"
         engine.require(Engine.has_partition_key, asked, ConfigurationError)
@@ -206,14 +209,21 @@ def check_replicas(settings: CollectionSettings, found: int) -> None:
 
 
 def check_scalar_index(found: Mapping[str, Any], index: ScalarIndex, collection_name: str) -> None:
-    """Check the type of an existing index of a scalar column.
+    """Check the type of an existing index of a scalar column, or of a path.
 
     Raises:
         CollectionError: It is not the one that was asked for.
     """
+    cast, name = found.get("json_cast_type"), found.get("index_name")
+    if index.cast is not None and cast is not None and str(cast).upper() != index.cast:
+        raise CollectionError(
+            f"Collection {collection_name!r}, index of the path {index.path}: it is for values of "
+            f"type {cast}, asked for {index.cast}. Pass that type in metadata_indexes; or have it "
+            f"built anew: drop it with a MilvusClient, release_collection({collection_name!r}) and "
+            f"drop_index({collection_name!r}, {name!r})."
+        )
     kind = str(found.get("index_type", ""))
     if not index.any_type and kind.upper() != index.type.upper():
-        name = found.get("index_name")
         raise CollectionError(
             f"Collection {collection_name!r}, index of {index.column!r}: found {kind}, asked for "
             f"{index.type}. Pass {kind!r} or True as its index; or have it built anew: drop it "

@@ -169,6 +169,14 @@ class Engine:
         (2, 5), None, "has no such index for a column of that type", "have them"
     )
     has_newest_scalar_indexes = Capability((2, 6), None, "has no such index", "have it")
+    #: Indexes of paths in JSON. Milvus builds them since 2.5.7; there, with an index, a negation
+    #: loses the rows that have no such value (milvus#40629), which `has_unknown` expects.
+    has_path_indexes = Capability(
+        (2, 6),
+        None,
+        "has none that filters can rely on (give the keys columns, with an index: scalar_fields)",
+        "have them",
+    )
     #: Reads the parameters of an index only from a nested dictionary.
     nests_index_params = Capability(None, _ALWAYS)
 

@@ -33,15 +33,19 @@ class Json(Target):
     than one, brings the boolean along.
     """
 
-    def __init__(self, text: str, engine: Engine, *, has_another_reading: bool) -> None:
+    def __init__(
+        self, text: str, engine: Engine, *, column: str, has_another_reading: bool
+    ) -> None:
         """Remember the target.
 
         Args:
             text: The value, as it is written in an expression.
             engine: What the engine can do.
+            column: The column that it is in.
             has_another_reading: Whether its key is read in another way where a row has none.
         """
         self.text = text
+        self.column = column
         self.engine = engine
         self.bare = not text.startswith("$meta")
         self.nested = text.endswith("]")

@@ -64,6 +64,25 @@ def target_of(layout: Layout, key: str) -> Target:
     return _first_of(_metadata(layout, [key], has_another_reading=True), path)
 
 
+def json_paths(layout: Layout, key: str) -> list[tuple[str, str]]:
+    """What the filters of a key read: the columns, and the paths in them.
+
+    A key with dots is two paths; see above.
+
+    Raises:
+        FilterError: The key is, or may be, a column, or Milvus cannot address it.
+    """
+    targets, found = [target_of(layout, key)], []
+    for target in targets:
+        if isinstance(target, FirstOf):
+            targets += [target.first, target.second]
+        elif isinstance(target, Json):
+            found.append((target.column, target.text))
+        else:
+            raise FilterError("rows have a column of that name")
+    return found
+
+
 def source_target(layout: Layout) -> Target:
     """The id of the document that a node comes from, whatever its metadata says."""
     assert layout.doc_id_field is not None
@@ -196,7 +215,12 @@ def _json(
         kind = JsonInLite
     elif not layout.engine.has_negation:
         kind = JsonInLite2
-    return kind(text, layout.engine, has_another_reading=has_another_reading)
+    return kind(
+        text,
+        layout.engine,
+        column=column or DYNAMIC_FIELD,
+        has_another_reading=has_another_reading,
+    )
 
 
 def _address(layout: Layout, path: Sequence[Step]) -> str:

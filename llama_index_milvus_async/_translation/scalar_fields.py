@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,16 +25,32 @@ _WITHOUT_DEFAULT = (DataType.ARRAY, DataType.JSON)
 
 
 @dataclass(frozen=True)
-class _Given:
-    """The settings of one field, as they were passed."""
+class Given:
+    """The settings of one metadata key, as they were passed.
 
+    Attributes:
+        argument: The argument that has them.
+        name: The key.
+        settings: Its settings.
+    """
+
+    argument: str
     name: str
     settings: Mapping[str, Any]
 
     def refuse(self, found: str, wanted: str) -> ConfigurationError:
-        return ConfigurationError(f"scalar_fields[{self.name!r}] {found}; {wanted}")
+        """The error of a setting that is not allowed."""
+        return ConfigurationError(f"{self.argument}[{self.name!r}] {found}; {wanted}")
 
-    def data_type(self, key: str, allowed: tuple[DataType, ...]) -> DataType:
+    def check_keys(self, allowed: Sequence[str]) -> None:
+        """Refuse settings that do not exist."""
+        for key in self.settings:
+            if key not in allowed:
+                meant = did_you_mean(str(key), allowed)
+                raise self.refuse(f"has {key!r}", f"it takes {list(allowed)}{meant}")
+
+    def data_type(self, key: str, allowed: Sequence[DataType]) -> DataType:
+        """A setting that is a type, by its name or as a `DataType`."""
         value = self.settings.get(key)
         if isinstance(value, str) and value.upper() in DataType.__members__:
             value = DataType[value.upper()]
@@ -46,6 +62,7 @@ class _Given:
         return DataType(value)
 
     def count(self, key: str, most: int, takes: bool, what: str) -> int | None:
+        """A setting that is a number of something, which only some types have."""
         value = self.settings.get(key)
         if value is None:
             return None
@@ -56,6 +73,7 @@ class _Given:
         return value
 
     def flag(self, key: str) -> bool:
+        """A setting that is true or false."""
         value = self.settings.get(key, False)
         if not isinstance(value, bool):
             raise self.refuse(f"has {key}={value!r}", "it must be True or False")
@@ -79,17 +97,13 @@ def check_scalar_fields(fields: Any) -> dict[str, dict[str, Any]]:
     for name, settings in settings_of_fields("scalar_fields", fields, example):
         if not isinstance(settings, Mapping):
             settings = {"type": settings}
-        checked[name] = _checked(_Given(name, settings))
+        checked[name] = _checked(Given("scalar_fields", name, settings))
     return checked
 
 
-def _checked(given: _Given) -> dict[str, Any]:
+def _checked(given: Given) -> dict[str, Any]:
     settings = given.settings
-    for key in settings:
-        if key not in _KEYS:
-            raise given.refuse(
-                f"has {key!r}", f"it takes {list(_KEYS)}{did_you_mean(str(key), _KEYS)}"
-            )
+    given.check_keys(_KEYS)
     kind = given.data_type("type", _TYPES)
     checked: dict[str, Any] = {"type": kind}
     element = None
@@ -116,7 +130,7 @@ def _checked(given: _Given) -> dict[str, Any]:
     return checked
 
 
-def _default(given: _Given, kind: DataType, max_length: int | None) -> Any:
+def _default(given: Given, kind: DataType, max_length: int | None) -> Any:
     value = given.settings["default"]
     if kind in _WITHOUT_DEFAULT:
         raise given.refuse("has a default", f"a column of type {kind.name} has none; leave it out")
@@ -129,7 +143,7 @@ def _default(given: _Given, kind: DataType, max_length: int | None) -> Any:
     return value
 
 
-def _index(given: _Given, index: Any) -> Any:
+def _index(given: Given, index: Any) -> Any:
     if isinstance(index, (bool, str)) and index:
         return index
     if isinstance(index, Mapping) and isinstance(index.get("index_type", ""), str):

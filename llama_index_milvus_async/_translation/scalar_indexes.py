@@ -1,16 +1,24 @@
-"""Indexes of scalar columns: what each engine has (https://milvus.io/docs/index-explained.md)."""
+"""Indexes of scalar columns and of paths in JSON: what each engine has.
+
+See https://milvus.io/docs/index-explained.md and https://milvus.io/docs/json-indexing.md.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pymilvus import DataType, MilvusClient
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, FilterError
 from .engine import Capability, Engine
-from .layout import INTEGER_TYPES
+from .key_syntax import Step, subscripted
+from .keys import json_paths
+from .layout import INTEGER_TYPES, Layout
+from .names import is_name
 from .settings import CollectionSettings
 
 _NUMBERS = (*INTEGER_TYPES, DataType.FLOAT, DataType.DOUBLE)
@@ -43,10 +51,10 @@ _PREFERRED = ("INVERTED", _TRIE, "STL_SORT")
 
 @dataclass(frozen=True)
 class ScalarIndex:
-    """An index of a scalar column.
+    """An index of a scalar column, or of a path in a column of JSON.
 
     Attributes:
-        column: The column.
+        column: The column, `$meta` for the dynamic field.
         name: The index's name, which is unique in its collection.
         type: Its type.
         params: Its parameters.
@@ -58,6 +66,23 @@ class ScalarIndex:
     type: str
     params: Mapping[str, Any]
     any_type: bool = False
+
+    @property
+    def path(self) -> str | None:
+        """The path that it is of, as filters write it; `None` for a whole column."""
+        return self.params.get("json_path")
+
+    @property
+    def cast(self) -> str | None:
+        """The type of the values at the path that are in it; `None` for a whole column."""
+        return self.params.get("json_cast_type")
+
+    def is_of(self, found: Mapping[str, Any]) -> bool:
+        """Whether a description is that of an index of the same path, whoever has made it."""
+        if found.get("index_name") == self.name:
+            return True
+        path = found.get("json_path")
+        return path is not None and _steps(str(path)) == _steps(str(self.path))
 
 
 def scalar_indexes(settings: CollectionSettings, engine: Engine) -> list[ScalarIndex]:
@@ -90,6 +115,49 @@ def scalar_indexes(settings: CollectionSettings, engine: Engine) -> list[ScalarI
     return indexes
 
 
+def path_indexes(layout: Layout, settings: CollectionSettings) -> list[ScalarIndex]:
+    """The indexes of the paths that filters on metadata keys read.
+
+    Raises:
+        ConfigurationError: A key has a column in this collection, or Milvus cannot address it.
+    """
+    indexes = []
+    keys: dict[str, str] = {}
+    for key, cast in settings.metadata_indexes.items():
+        try:
+            paths = json_paths(layout, key)
+        except FilterError as error:
+            raise ConfigurationError(
+                f"metadata_indexes has {key!r}, which cannot have an index in the collection "
+                f"{settings.collection_name!r}: {error}. Leave it out; for an index of a column "
+                "use scalar_fields, and index_doc_id for that of the document id"
+            ) from error
+        for column, path in paths:
+            if (other := keys.setdefault(path, key)) != key:
+                raise ConfigurationError(
+                    f"metadata_indexes has {key!r} and {other!r}, which both are the path {path}; "
+                    "Milvus has one index of a path. Leave one out"
+                )
+            params = {"json_path": path, "json_cast_type": cast}
+            indexes.append(ScalarIndex(column, _path_name(path), "INVERTED", params, any_type=True))
+    return indexes
+
+
+def _path_name(path: str) -> str:
+    """A name for the index of a path: Milvus takes letters, digits and underscores."""
+    if is_name(path):
+        return path
+    digest = hashlib.sha256(path.encode()).hexdigest()[:8]
+    return f"path_{re.sub('[^A-Za-z0-9]+', '_', path).strip('_')[:200]}_{digest}"
+
+
+def _steps(path: str) -> list[Step]:
+    """The steps of a path, as filters write it or as Milvus keeps it: `/a/b`."""
+    if path.startswith("/"):
+        return [step.replace("~1", "/").replace("~0", "~") for step in path[1:].split("/")]
+    return subscripted(path) or [path]
+
+
 def _preferred(kind: DataType, engine: Engine) -> str | None:
     """The index type that `True` means for a type of column; `None` where there is none."""
     has = (name for name in _PREFERRED if kind in _ENGINES[name])
@@ -109,7 +177,7 @@ def _checked_type(asked: str, given: str, kind: DataType, engine: Engine) -> str
 
 
 def new_scalar_index(index: ScalarIndex, engine: Engine) -> Any:
-    """Build pymilvus's parameters of the index of a scalar column."""
+    """Build pymilvus's parameters of the index of a scalar column, or of a path."""
     params = dict(index.params)
     if params and engine.nests_index_params:
         params = {"params": params}

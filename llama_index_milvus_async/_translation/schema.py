@@ -16,10 +16,10 @@ from pymilvus import CollectionSchema, DataType, FieldSchema, Function, MilvusCl
 from ..errors import ConfigurationError
 from .engine import Engine
 from .index_types import check_index_type, check_required_params
-from .layout import MAX_VARCHAR_BYTES, NODE_CONTENT_FIELD, NODE_TYPE_FIELD
+from .layout import MAX_VARCHAR_BYTES, NODE_CONTENT_FIELD, NODE_TYPE_FIELD, Layout
 from .names import check_new_names
 from .scalar_fields import MAX_ARRAY_CAPACITY
-from .scalar_indexes import new_scalar_index, scalar_indexes
+from .scalar_indexes import new_scalar_index, path_indexes, scalar_indexes
 from .settings import CollectionSettings, ScalarField, VectorField
 
 _NODE_TYPE_BYTES = 256
@@ -126,7 +126,12 @@ def new_index_params(settings: CollectionSettings, engine: Engine) -> Any:
     index_params = MilvusClient.prepare_index_params()
     for field in settings.vectors:
         index_params.extend(new_index(field, engine))
-    for index in scalar_indexes(settings, engine):
+    indexes = scalar_indexes(settings, engine)
+    if settings.metadata_indexes:
+        schema = new_schema(settings.with_any_dimension(), engine)
+        layout = Layout.from_description(schema.to_dict(), settings, engine)
+        indexes += path_indexes(layout, settings)
+    for index in indexes:
         index_params.extend(new_scalar_index(index, engine))
     return index_params
 

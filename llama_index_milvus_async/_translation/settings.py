@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pymilvus import DataType, Function
@@ -147,6 +147,8 @@ class CollectionSettings:
     Attributes:
         dense: The dense vector columns, that of `node.embedding` first; empty without any.
         sparse: The sparse vector column.
+        metadata_indexes: For each metadata key that has an index and no column, the type of the
+            values that are in it, as Milvus calls it.
         index_doc_id: Whether the document id has an index; `None` where a new collection of an
             engine that has one gets it.
         num_shards: The shards, `None` for Milvus' own number. So with the next two.
@@ -167,6 +169,7 @@ class CollectionSettings:
     create_index: bool
     properties: Mapping[str, Any]
     consistency_level: str
+    metadata_indexes: Mapping[str, str] = field(default_factory=dict)
     index_doc_id: bool | None = None
     num_shards: int | None = None
     replica_number: int | None = None

@@ -197,6 +197,11 @@ class Backend(ABC):
         index: Mapping[str, Any] = await self._call("describe_index", name, index_name=names[0])
         return index
 
+    async def describe_indexes(self, name: str) -> list[Mapping[str, Any]]:
+        """The indexes of a collection, those of paths in JSON among them."""
+        names = await self._call("list_indexes", name)
+        return [await self._call("describe_index", name, index_name=one) for one in names]
+
     async def create_index(self, name: str, index_params: Any, *, wait: bool) -> None:
         """Create an index, and wait until it is built where `wait` says so."""
         await self._call("create_index", name, index_params, sync=wait)

@@ -3,116 +3,21 @@
 from __future__ import annotations
 
 import struct
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import ClassVar
 
-import grpc
 import numpy as np
 import pytest
-from google.protobuf.message_factory import GetMessageClass
 from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
 )
 from pymilvus import DataType
-from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
+from pymilvus.grpc_gen import schema_pb2
 
 from llama_index_milvus_async import (
     IndexManagement,
     MilvusVectorStore,
 )
 from tests.fixtures.stores import DIM, collection_name, make_nodes
-
-
-class FakeMilvus(grpc.GenericRpcHandler):
-    """A server that takes any schema, keeps what is inserted and returns all of it.
-
-    Attributes:
-        requests: What was sent, by method.
-    """
-
-    METHODS: ClassVar = milvus_pb2.DESCRIPTOR.services_by_name["MilvusService"].methods_by_name
-
-    def __init__(self):
-        self.requests = defaultdict(list)
-        self._server = grpc.server(ThreadPoolExecutor(4), handlers=(self,))
-        self.uri = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-        self._server.start()
-
-    def service(self, details):
-        name = details.method.rpartition("/")[2]
-        method = self.METHODS[name]
-        answer = getattr(self, f"_{name}", lambda request: {})
-
-        def handle(request, context):
-            self.requests[name].append(request)
-            return GetMessageClass(method.output_type)(**answer(request))
-
-        return grpc.unary_unary_rpc_method_handler(
-            handle,
-            request_deserializer=GetMessageClass(method.input_type).FromString,
-            response_serializer=lambda response: response.SerializeToString(),
-        )
-
-    def _GetVersion(self, request):
-        return {"version": "v2.6.0"}
-
-    def _Connect(self, request):
-        return {"identifier": 1, "server_info": {"build_tags": "v2.6.0"}}
-
-    def _DescribeCollection(self, request):
-        if not self.requests["CreateCollection"]:
-            return {"status": {"code": 100, "error_code": 4, "reason": "collection not found"}}
-        created = self.requests["CreateCollection"][0]
-        schema = schema_pb2.CollectionSchema.FromString(created.schema)
-        return {"schema": schema, "collection_name": created.collection_name}
-
-    def _GetLoadState(self, request):
-        return {"state": 3}
-
-    def _Upsert(self, request):
-        return {"upsert_cnt": request.num_rows, "succ_index": list(range(request.num_rows))}
-
-    def _Query(self, request):
-        return {"fields_data": self._columns(), "output_fields": list(request.output_fields)}
-
-    def _Search(self, request):
-        columns = self._columns()
-        (ids,) = [field.scalars.string_data for field in columns if field.field_name == "id"]
-        wanted = [field for field in columns if field.field_name in request.output_fields]
-        results = {
-            "num_queries": 1,
-            "top_k": len(ids.data),
-            "topks": [len(ids.data)],
-            "scores": [1.0 - i / 10 for i in range(len(ids.data))],
-            "ids": {"str_id": ids},
-            "fields_data": wanted,
-            "output_fields": list(request.output_fields),
-            "primary_field_name": "id",
-        }
-        return {"results": results}
-
-    _HybridSearch = _Search
-
-    def _columns(self):
-        return self.requests["Upsert"][0].fields_data
-
-    def sent_vectors(self):
-        """Type and bytes of the vectors of each search, in the order of its legs."""
-        legs = [*self.requests["Search"]]
-        for request in self.requests["HybridSearch"]:
-            legs += request.requests
-        groups = [common_pb2.PlaceholderGroup.FromString(leg.placeholder_group) for leg in legs]
-        return [
-            (placeholder.type, list(placeholder.values))
-            for group in groups
-            for placeholder in group.placeholders
-        ]
-
-    def close(self):
-        self._server.stop(None).wait()
-
 
 SMALL = {
     DataType.FLOAT16_VECTOR: ([0.5, -1.25, 65504.0, 2.0**-24], "<4e", 102, "float16_vector"),
@@ -129,13 +34,6 @@ def small_bytes(kind, values):
     if kind == DataType.BFLOAT16_VECTOR:
         return b"".join(struct.pack("<f", value)[2:] for value in values)
     return struct.pack(SMALL[kind][1], *values)
-
-
-@pytest.fixture
-def fake_milvus():
-    fake = FakeMilvus()
-    yield fake
-    fake.close()
 
 
 @pytest.fixture(params=SMALL, ids=lambda kind: kind.name)
