@@ -365,8 +365,8 @@ def check_async_vs_sync(run: Run) -> None:
 @needs_packages
 def test_03_shows_what_the_client_does_on_lite(runs: Callable[[str], Run]) -> None:
     text = check_async_client(runs("03_async_client"))
-    assert "fields: id text dense sparse" in text
-    assert "indexes: dense sparse" in text
+    assert "fields: id doc_id text _node_content _node_type dense sparse" in text
+    assert "indexes: dense doc_id sparse" in text
     assert re.search(r"^[\d.]+  row-4242 +This is row 4242", text, flags=re.MULTILINE)
     fused = re.findall(r"^0\.0164  (row-\d+)", text, flags=re.MULTILINE)
     assert sorted(fused) == ["row-42", "row-4242"]
