@@ -36,7 +36,6 @@ from .events import MilvusOperationEndEvent, MilvusOperationStartEvent
 from .filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
 from .indexes import IndexManagement
 from .ingestion import IngestResult, aingest, ingest
-from .rankers import NewestFirst
 from .sparse import (
     BaseSparseEmbeddingFunction,
     BGEM3SparseEmbeddingFunction,
@@ -70,7 +69,6 @@ __all__ = [
     "MilvusOperationStartEvent",
     "MilvusVectorStore",
     "MilvusVectorStoreError",
-    "NewestFirst",
     "NodeError",
     "PartialWriteError",
     "PermissionDeniedError",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
@@ -423,3 +424,18 @@ def expected_layout(store: ConnectedStore) -> Layout:
         dynamic=True,
         engine=Engine.parse(""),  # which nobody asks here
     )
+
+
+def have_same_place(one: ConnectedStore, other: ConnectedStore) -> bool:
+    """Whether two stores have the same database of the same Milvus."""
+    first, second = (store._connections.address for store in (one, other))  # noqa: SLF001
+    return (first.place, first.database) == (second.place, second.database)
+
+
+@contextmanager
+def blocking_backend(store: ConnectedStore) -> Iterator[Backend]:
+    """What a store's requests go through, without connecting the store. Blocks."""
+    connections = store._connections  # noqa: SLF001
+    connections.check_open()
+    with open_lock(connections.address):
+        yield connections.blocking()

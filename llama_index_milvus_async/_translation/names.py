@@ -24,10 +24,10 @@ def check_new_names(settings: CollectionSettings) -> None:
     Raises:
         ConfigurationError: Milvus would refuse one, or two fields have the same.
     """
-    _check("collection_name", settings.collection_name)
+    check_new_name("collection_name", settings.collection_name)
     taken: dict[str, str] = {}
     for argument, name in _fields(settings):
-        _check(argument, name)
+        check_new_name(argument, name)
         if name in taken:
             raise ConfigurationError(
                 f"{argument} is {name!r}, the name of {taken[name]} already; the fields of a new "
@@ -41,7 +41,12 @@ def is_name(name: str) -> bool:
     return len(name) <= _MAX_LENGTH and _NAME.fullmatch(name) is not None
 
 
-def _check(argument: str, name: str) -> None:
+def check_new_name(argument: str, name: str) -> None:
+    """Check the name of what is to be made.
+
+    Raises:
+        ConfigurationError: Milvus would refuse it.
+    """
     if is_name(name):
         return
     right = _FOREIGN.sub("_", name)[:_MAX_LENGTH]

@@ -177,6 +177,14 @@ class Backend(ABC):
         """Drop a collection."""
         await self._call("drop_collection", name)
 
+    async def create_alias(self, name: str, alias: str) -> None:
+        """Make an alias of a collection."""
+        await self._call("create_alias", name, alias)
+
+    async def alter_alias(self, name: str, alias: str) -> None:
+        """Have an alias point to a collection, in one step."""
+        await self._call("alter_alias", name, alias)
+
     def warn_of_ignored_login(self) -> None:
         """Say once that the engine heeds no token and no password, where there is one."""
         lite.warn_of_login(self._transport.address)

@@ -1,13 +1,15 @@
-"""Move collections: copy them, compare them, to files and back.
+"""Move collections: copy them, compare them, to files and back, to another model.
 
 Each function is there twice: `copy_nodes` blocks, `acopy_nodes` does not block the event loop. The
 same from a shell: `python -m llama_index_milvus_async --help`.
 """
 
+from ._aliases import acurrent_collection, current_collection
 from ._checking import CheckReport, Difference, acheck_nodes, check_nodes
 from ._copying import CopyReport, acopy_nodes, copy_nodes
 from ._parquet import aexport_nodes, aimport_nodes, export_nodes, import_nodes
 from ._progress import Progress, ProgressCallback
+from ._reembedding import ReembedReport, areembed, reembed
 
 __all__ = [
     "CheckReport",
@@ -15,14 +17,19 @@ __all__ = [
     "Difference",
     "Progress",
     "ProgressCallback",
+    "ReembedReport",
     "acheck_nodes",
     "acopy_nodes",
+    "acurrent_collection",
     "aexport_nodes",
     "aimport_nodes",
+    "areembed",
     "check_nodes",
     "copy_nodes",
+    "current_collection",
     "export_nodes",
     "import_nodes",
+    "reembed",
 ]
 
 # Tracebacks and pickles show the names that users import.
@@ -31,13 +38,18 @@ for _public in (
     CopyReport,
     Difference,
     Progress,
+    ReembedReport,
     acheck_nodes,
     acopy_nodes,
+    acurrent_collection,
     aexport_nodes,
     aimport_nodes,
+    areembed,
     check_nodes,
     copy_nodes,
+    current_collection,
     export_nodes,
     import_nodes,
+    reembed,
 ):
     _public.__module__ = __name__

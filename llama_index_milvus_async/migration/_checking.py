@@ -160,16 +160,16 @@ async def acheck_nodes(
     total = await source.acount(filters, consistency_level=STRONG)
     meter = Meter("check", total, on_progress)
     order = IdOrder(ours.layout.integer_ids, theirs.layout.integer_ids)
-    differences = _Differences(ours, theirs, vectors=vectors, sparse=order.is_of_one_kind)
+    differences = Differences(ours, theirs, vectors=vectors, sparse=order.is_of_one_kind)
     check = _Check(differences, meter)
-    pairs = _pairs(source, target, filters, order, vectors=vectors, batch_size=batch_size)
+    pairs = pairs_of_nodes(source, target, filters, order, vectors=vectors, batch_size=batch_size)
     async with aclosing(pairs):
         async for one, other in pairs:
             check.note(one, other)
     return check.report(time.perf_counter() - began)
 
 
-async def _pairs(
+async def pairs_of_nodes(
     source: MilvusVectorStore,
     target: MilvusVectorStore,
     filters: MetadataFilters | None,
@@ -233,7 +233,7 @@ async def _with_those_of(
         yield node, by_id.get(node.node_id)
 
 
-class _Differences:
+class Differences:
     """Finds in what nodes of two collections differ.
 
     Args:
@@ -300,7 +300,7 @@ class _Check:
 
     _TOLD_AT_ONCE = 1_000
 
-    def __init__(self, differences: _Differences, meter: Meter) -> None:
+    def __init__(self, differences: Differences, meter: Meter) -> None:
         self._differences = differences
         self._meter = meter
         self._uncounted = 0

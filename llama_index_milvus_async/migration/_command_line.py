@@ -13,9 +13,11 @@ from ..errors import MilvusVectorStoreError
 from ..store import MilvusVectorStore
 from ._checking import acheck_nodes
 from ._copying import acopy_nodes
+from ._models import embed_model_of
 from ._parquet import aexport_nodes, aimport_nodes
 from ._places import Place, no_collection, open_existing, open_like, tokens_of
 from ._progress import Progress, count_of
+from ._reembedding import areembed
 
 _DESCRIPTION = """\
 Move collections of LlamaIndex nodes between Milvus Lite and servers.
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_export(commands)
     _add_import(commands)
+    _add_reembed(commands)
     return parser
 
 
@@ -145,6 +148,41 @@ def _add_import(commands: Any) -> None:
     parser.add_argument("file", metavar="FILE.parquet", help="the file")
     parser.add_argument("target", metavar="TARGET", help="URI#COLLECTION")
     _add_options(parser, "target")
+
+
+def _add_reembed(commands: Any) -> None:
+    summary = "embed a collection with another model, into a new one, and switch an alias to it"
+    parser = add_command(commands, "reembed", _reembed, summary)
+    parser.add_argument("source", metavar="SOURCE", help="URI#COLLECTION, or URI#ALIAS")
+    parser.add_argument("--into", required=True, metavar="NAME", help="the new collection")
+    parser.add_argument(
+        "--alias", metavar="NAME", help="the alias to switch at the end; without it nothing is"
+    )
+    parser.add_argument(
+        "--embed-model",
+        required=True,
+        metavar="MODEL",
+        help="MODULE:NAME, an embedding model of LlamaIndex or what makes one, such as "
+        "llama_index.embeddings.openai:OpenAIEmbedding; or local:NAME, a model of Hugging Face, "
+        "which needs the extra huggingface",
+    )
+    parser.add_argument(
+        "--embed-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="argument of the model, such as model=text-embedding-3-large; repeat it for several",
+    )
+    parser.add_argument(
+        "--remove-extra",
+        action="store_true",
+        help="delete nodes of the new collection that the old one does not have; by default they "
+        "are an error",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=256, metavar="N", help="nodes at a time (256)"
+    )
+    _add_options(parser, "source")
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
@@ -219,6 +257,35 @@ async def _import(arguments: argparse.Namespace, display: Display) -> int:
         await store.aclose()
     display.end()
     print(f"imported {count_of(count)} into {place.collection}")
+    return 0
+
+
+async def _reembed(arguments: argparse.Namespace, display: Display) -> int:
+    place = Place.parse(arguments.source, "SOURCE", arguments.source_option)
+    embed_model = embed_model_of(arguments.embed_model, arguments.embed_option)
+    store = await open_existing(place, tokens_of(place)[0])
+    if store is None:
+        raise no_collection(place)
+    async with store:
+        report = await areembed(
+            store,
+            embed_model,
+            into=arguments.into,
+            alias=arguments.alias,
+            batch_size=arguments.batch_size,
+            remove_extra=arguments.remove_extra,
+            on_progress=display,
+        )
+    display.end()
+    there = f", {report.already_there:,} were there already" if report.already_there else ""
+    print(
+        f"embedded {count_of(report.embedded)} into {report.collection} in {report.seconds:.1f} s"
+        f"{there}"
+    )
+    if report.alias is not None:
+        print(f"{report.alias} points to {report.collection} now")
+    if report.previous != report.collection:
+        print(f"{report.previous} is kept; drop it when nobody asks it any more")
     return 0
 
 

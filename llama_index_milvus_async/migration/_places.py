@@ -245,7 +245,7 @@ def _dense_arguments(
     arguments: dict[str, Any] = {"enable_dense": main is not None, "dense_fields": further}
     for name in dense:
         dim = int(fields[name]["params"]["dim"])
-        index = _index_settings(found.indexes.get(name))
+        index = index_settings(found.indexes.get(name))
         if name == main:
             arguments |= {"embedding_field": name, "dim": dim, "index_config": index}
         else:
@@ -262,7 +262,7 @@ def _sparse_arguments(
     arguments = {
         "enable_sparse": True,
         "sparse_embedding_field": name,
-        "sparse_index_config": _index_settings(found.indexes.get(name)),
+        "sparse_index_config": index_settings(found.indexes.get(name)),
     }
     for function in found.description.get("functions") or ():
         if name in (function.get("output_field_names") or ()):
@@ -278,7 +278,7 @@ def _sparse_arguments(
     return {**arguments, "sparse_embedding_function": ExistingSparseVectors()}
 
 
-def _index_settings(index: Mapping[str, Any] | None) -> dict[str, Any]:
+def index_settings(index: Mapping[str, Any] | None) -> dict[str, Any]:
     """Type, metric and parameters of an index, flat, as a store takes them."""
     if index is None:
         return {}

@@ -1,0 +1,91 @@
+"""Embedding models that are named on a command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.embeddings.utils import resolve_embed_model
+
+from .._retrieval.values import described
+from ..errors import ConfigurationError
+
+_LOCAL = "local"
+
+
+def embed_model_of(text: str, options: Sequence[str] = ()) -> BaseEmbedding:
+    """The model of a name.
+
+    Args:
+        text: `MODULE:NAME`, a model or what makes one when it is called; or `local:NAME`, a model
+            of Hugging Face.
+        options: Arguments for what makes the model, as `NAME=VALUE`, whose value is JSON or a text.
+
+    Raises:
+        ConfigurationError: There is no such model, or a package is missing.
+    """
+    place, colon, name = text.partition(":")
+    if not colon or not place or not name:
+        raise ConfigurationError(
+            f"embed-model is {text!r}; name a module and what makes the model, such as "
+            "llama_index.embeddings.openai:OpenAIEmbedding, or local:BAAI/bge-small-en-v1.5"
+        )
+    arguments = dict(map(_option, options))
+    if place == _LOCAL:
+        if arguments:
+            raise ConfigurationError(
+                "a model of local: takes no options; name "
+                "llama_index.embeddings.huggingface:HuggingFaceEmbedding in its place"
+            )
+        try:
+            return resolve_embed_model(text)
+        except ImportError as error:
+            raise ConfigurationError(
+                f'embed-model {text!r} needs pip install "llama-index-milvus-async[huggingface]" '
+                f"({error})"
+            ) from error
+    try:
+        found = getattr(import_module(place), name)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"embed-model {text!r}: the module {place!r} cannot be imported ({error}); models of "
+            f"LlamaIndex are packages of their own, such as {_package(place)}"
+        ) from error
+    except AttributeError:
+        raise ConfigurationError(f"embed-model: the module {place!r} has no {name!r}") from None
+    if arguments or not isinstance(found, BaseEmbedding):
+        if not callable(found):
+            raise ConfigurationError(f"embed-model: {text!r} is {described(found)}, not a model")
+        try:
+            found = found(**arguments)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"embed-model: {text!r} cannot be called with the options {sorted(arguments)} "
+                f"({error}); pass others by --embed-option NAME=VALUE"
+            ) from error
+    if not isinstance(found, BaseEmbedding):
+        raise ConfigurationError(
+            f"embed-model: {text!r} makes {described(found)}; it must make an embedding model of "
+            "LlamaIndex"
+        )
+    return found
+
+
+def _package(module: str) -> str:
+    """The package that a module of LlamaIndex is in, as it is installed."""
+    if not module.startswith("llama_index."):
+        return "llama-index-embeddings-openai"
+    return "-".join(module.split(".")[:3]).replace("_", "-")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ConfigurationError(f"the option {text.partition('=')[0]!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
