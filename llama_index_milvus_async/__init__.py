@@ -36,6 +36,7 @@ from .events import MilvusOperationEndEvent, MilvusOperationStartEvent
 from .filters import FilterOperatorFunction, ScalarMetadataFilter, ScalarMetadataFilters
 from .indexes import IndexManagement
 from .ingestion import IngestResult, aingest, ingest
+from .rankers import NewestFirst
 from .sparse import (
     BaseSparseEmbeddingFunction,
     BGEM3SparseEmbeddingFunction,
@@ -69,6 +70,7 @@ __all__ = [
     "MilvusOperationStartEvent",
     "MilvusVectorStore",
     "MilvusVectorStoreError",
+    "NewestFirst",
     "NodeError",
     "PartialWriteError",
     "PermissionDeniedError",

@@ -52,7 +52,7 @@ from ._retrieval.options import (
     WriteOptions,
     read_options,
 )
-from ._retrieval.ranking import Weighted, ranker_of
+from ._retrieval.ranking import Weighted, check_query_ranker, ranker_of
 from ._translation.index_types import check_index_config
 from ._translation.metadata_indexes import (
     cast_type,
@@ -175,6 +175,7 @@ class StoreArguments(BasePydanticVectorStore):
     num_partitions: Fixed[Annotated[Count | None, Rule("an integer of at least 1, or None")]]
     partition_key_isolation: Fixed[Flag]
     description: Fixed[Annotated[str | None, Field(strict=True), Rule("a string")]]
+    query_ranker: Any
 
     def __init__(self, **arguments: Any) -> None:
         options = arguments.pop("client_options", None) or {}
@@ -278,6 +279,7 @@ class StoreArguments(BasePydanticVectorStore):
                 f"hybrid_ranker_params has weights={list(ranker.weights)}; pass two weights, for "
                 "the dense and for the sparse search"
             )
+        check_query_ranker(self.query_ranker)
         return self
 
     def _field_names(self) -> Iterator[tuple[str, str]]:
@@ -309,6 +311,7 @@ class StoreArguments(BasePydanticVectorStore):
             self.search_config,
             self.hybrid_ranker,
             self.hybrid_ranker_params,
+            self.query_ranker,
         )
 
     @cached_property
@@ -388,7 +391,7 @@ class StoreArguments(BasePydanticVectorStore):
             columns.setdefault(key, ScalarField(key, DataType.VARCHAR, "partition_key_field"))
         return columns
 
-    @field_serializer("hybrid_ranker", "sparse_embedding_function")
+    @field_serializer("hybrid_ranker", "query_ranker", "sparse_embedding_function")
     def _serialize_object(self, value: Any) -> str | None:
         # An object cannot be written as JSON. Its name is refused where a store is rebuilt of it,
         # so that another ranker or encoder does not take its place unnoticed.

@@ -77,6 +77,45 @@ class Insert:
 
 
 @dataclass(frozen=True)
+class RerankFunction:
+    """A function of Milvus that ranks hits.
+
+    Attributes:
+        params: Its parameters, each as the text that is sent.
+    """
+
+    name: str
+    description: str
+    input_fields: tuple[str, ...]
+    params: tuple[tuple[str, str], ...]
+
+    def param(self, name: str) -> str | None:
+        """A parameter; Milvus reads their names in any case."""
+        return next((value for key, value in self.params if key.lower() == name), None)
+
+    @property
+    def kind(self) -> str:
+        """How it ranks: `"decay"`, `"boost"`, `"model"`, `"rrf"`, `"weighted"`, ..."""
+        return (self.param("reranker") or "").lower()
+
+
+@dataclass(frozen=True)
+class RankByFunctions:
+    """Have Milvus rank hits by functions, which a `FunctionScore` of pymilvus combines.
+
+    Attributes:
+        functions: The functions.
+        params: How they are combined, each parameter as the text that is sent.
+        own_rpc: What only the searches that may share an RPC have in common: a function may have
+            parameters for each query of an RPC, such as texts.
+    """
+
+    functions: tuple[RerankFunction, ...]
+    params: tuple[tuple[str, str], ...] = ()
+    own_rpc: object = None
+
+
+@dataclass(frozen=True)
 class Search:
     """Search a vector column.
 
@@ -91,6 +130,7 @@ class Search:
         options: Further parameters: `offset`, `group_by_field`, `group_size`,
             `strict_group_size`.
         one_at_a_time: Whether the engine is faster where searches do not overlap.
+        ranker: What ranks the hits in place of their distances, which it replaces.
     """
 
     collection_name: str
@@ -104,6 +144,7 @@ class Search:
     params: Mapping[str, Any] = field(compare=False)
     options: tuple[tuple[str, Any], ...]
     one_at_a_time: bool
+    ranker: RankByFunctions | None = None
     params_key: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -125,7 +166,7 @@ class HybridSearch:
 
     Attributes:
         legs: The searches, of which column, limit, expression and parameters count.
-        ranker: A pymilvus ranker, or a `Function` of type RERANK.
+        ranker: Functions, or the settings of a ranker of pymilvus, as its `dict()` has them.
         ranker_key: What stands for it where requests are compared.
         limit: How many hits to return.
         options: As those of a `Search`.
@@ -287,6 +328,8 @@ __all__ = [
     "HybridSearch",
     "Insert",
     "Query",
+    "RankByFunctions",
+    "RerankFunction",
     "Row",
     "Rows",
     "Search",

@@ -63,8 +63,8 @@ class MilvusVectorStore(MaintainedStore):
 
     An argument that every operation reads may be assigned later, and acts at the next one:
     `upsert_mode`, `search_config`, `consistency_level`, `output_fields`, `hybrid_ranker`,
-    `hybrid_ranker_params` and `use_async_client`. The others are fixed: `model_copy(update={...})`
-    builds a store with other ones.
+    `hybrid_ranker_params`, `query_ranker` and `use_async_client`. The others are fixed:
+    `model_copy(update={...})` builds a store with other ones.
 
     Every operation raises a
     [`MilvusVectorStoreError`][llama_index_milvus_async.errors.MilvusVectorStoreError] where it
@@ -125,9 +125,9 @@ class MilvusVectorStore(MaintainedStore):
             with their embeddings. For rows that were not written through LlamaIndex they are
             the metadata, which is every scalar field by default.
         hybrid_ranker: How the legs of a hybrid search become one list: `"RRFRanker"`,
-            `"WeightedRanker"`, a pymilvus ranker or `Function` of type `RERANK`, or a callable
-            that runs here and takes the query and a list of `NodeWithScore` for each leg. It may
-            be a coroutine function; async queries call another one in a thread.
+            `"WeightedRanker"`, a pymilvus ranker, `Function` of type `RERANK` or `FunctionScore`,
+            or a callable that runs here and takes the query and a list of `NodeWithScore` for each
+            leg. It may be a coroutine function; async queries call another one in a thread.
         hybrid_ranker_params: `{"k": 60}`, or `{"weights": [1.0, 1.0], "norm_score": True}`:
             dense and sparse, in 0..1.
         use_async_client: Without it, the async methods run the sync client in a
@@ -170,6 +170,12 @@ class MilvusVectorStore(MaintainedStore):
             where every search filters by one value. Needs Milvus 2.5.
         description: What a new collection says of itself. Milvus Lite keeps neither that nor the
             shards.
+        query_ranker: What ranks the hits of every search, in each mode: a `Function` of type
+            `RERANK` that decays, boosts or asks a model, or a `FunctionScore`, which need Milvus
+            2.6 or Milvus Lite 3; or a callable as for `hybrid_ranker`, which works everywhere, such
+            as [`NewestFirst`][llama_index_milvus_async.NewestFirst]. A `milvus_ranker` and
+            an `alpha` between 0 and 1 of the query come before it, and for hybrid searches
+            `hybrid_ranker` and `hybrid_ranker_params` where one of them is not the default.
         **kwargs: Those of the pymilvus clients: `db_name`, `user`, `password`, `secure`,
             `server_pem_path`, `client_pem_path`, `client_key_path`, `ca_pem_path`,
             `server_name`, `grpc_options`, `alias`, ... Any other name raises.
@@ -238,6 +244,7 @@ class MilvusVectorStore(MaintainedStore):
         num_partitions: int | None = None,
         partition_key_isolation: bool = False,
         description: str | None = None,
+        query_ranker: Any = None,
         **kwargs: Any,
     ) -> None:
         given = locals()
@@ -435,20 +442,24 @@ class MilvusVectorStore(MaintainedStore):
             **kwargs: `milvus_partition_names` (str or list); `milvus_scalar_filters`;
                 `milvus_search_config` (dict) in place of the store's `search_config`, also with
                 `radius` and `range_filter`; `sparse_search_config`, the same for the sparse field;
-                `milvus_ranker`, in place of the store's `hybrid_ranker`; `hybrid_fields` (list),
+                `milvus_ranker`, in place of the store's `query_ranker` or `hybrid_ranker`: it ranks
+                what the search finds before the first of that are returned, or before MMR chooses
+                from the first; `ranker_prefetch_k` (int), how many hits it ranks where one field
+                is searched, 4 times as many as are wanted by default; `hybrid_fields` (list),
                 the dense fields of a hybrid search, of which two need no sparse one, or a
                 dictionary of such fields to embeddings, `None` for that of the query; `string_expr`
                 (str), a Milvus boolean expression; `offset` (int), hits to skip, which for `HYBRID`
-                and `MMR` have to be among the candidates; `group_by_field` (str), `group_size`
-                (int) and `strict_group_size` (bool); `score_threshold` (float), the least
-                similarity, for `MMR` of a candidate; `mmr_threshold` (0..1), and
+                and `MMR`, and with a ranker, have to be among the candidates; `group_by_field`
+                (str), `group_size` (int) and `strict_group_size` (bool); `score_threshold` (float),
+                the least similarity, for `MMR` of a candidate; `mmr_threshold` (0..1), and
                 `mmr_prefetch_factor` or `mmr_prefetch_k` for the candidates of MMR, which
                 `mmr_over="hybrid"` finds by a hybrid search; `consistency_level` (str); `timeout`
                 (float), seconds for each RPC, the store's where it is `None`.
 
         Returns:
             Nodes, similarities and ids, best first. Similarities rise with relevance for every
-            metric; for `HYBRID` they are the ranker's scores, for `MMR` those of the choice.
+            metric; where hits are ranked, and for `HYBRID`, they are the ranker's scores, for `MMR`
+            those of the choice.
 
         Raises:
             ConfigurationError: A keyword argument is unknown or not allowed.

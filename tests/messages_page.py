@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_index.core import MockEmbedding
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.vector_stores import (
     FilterOperator,
     MetadataFilter,
@@ -30,7 +30,7 @@ from llama_index.core.vector_stores import (
     VectorStoreQuery,
 )
 from llama_index.core.vector_stores.types import VectorStoreQueryMode
-from pymilvus import DataType, WeightedRanker
+from pymilvus import DataType, Function, FunctionScore, FunctionType, WeightedRanker
 
 import llama_index_milvus_async
 from llama_index_milvus_async import (
@@ -38,6 +38,7 @@ from llama_index_milvus_async import (
     CoalescingEmbedding,
     FilterOperatorFunction,
     MilvusVectorStore,
+    NewestFirst,
     ScalarMetadataFilter,
     ScalarMetadataFilters,
     ingest,
@@ -82,6 +83,13 @@ def ask(**fields: Any) -> VectorStoreQuery:
     """A query that works, but for the fields that are given."""
     return VectorStoreQuery(**{"query_embedding": [1.0, 0.0], "similarity_top_k": 1, **fields})
 
+
+def rerank(*columns: str, **params: Any) -> Function:
+    """A function of Milvus that ranks."""
+    return Function("ranker", FunctionType.RERANK, list(columns), params=params)
+
+
+DECAY = {"reranker": "decay", "function": "exp", "origin": 0, "scale": 1}
 
 CALLS = {
     "The constructor": """
@@ -215,6 +223,26 @@ words.query(ask(mode=HYBRID, query_str="tarts", alpha=0.5), milvus_ranker=Weight
 words.query(ask(mode=HYBRID, query_str="tarts"), offset=5)
 words.query(ask(mode=HYBRID, query_str="tarts"), mmr_over="all")
 """,
+    "Rankers": """
+NewestFirst("")
+NewestFirst("published", half_life=30)
+built(query_ranker="RRFRanker")
+built(query_ranker=WeightedRanker(1, 1))
+store.query(ask(), milvus_ranker=WeightedRanker(1, 1))
+store.query(ask(), milvus_ranker=rerank("published"))
+store.query(ask(), milvus_ranker=rerank("published", reranker="decay", function="exp"))
+store.query(ask(), milvus_ranker=rerank(**DECAY))
+store.query(ask(), milvus_ranker=rerank("published", **DECAY))
+store.query(ask(), milvus_ranker=rerank("text", **DECAY))
+store.query(ask(), milvus_ranker=rerank(reranker="boost", weight=2, filter="published > 2020"))
+store.query(ask(), milvus_ranker=FunctionScore([]))
+store.query(ask(), milvus_ranker=NewestFirst("published"), offset=100)
+store.query(ask(), milvus_ranker=NewestFirst("published"), group_by_field="doc_id")
+store.query(ask(), milvus_ranker=lambda query, legs: "tarts")
+store.query(ask(mode=MMR), milvus_ranker=lambda query, legs: [NodeWithScore(node=node())])
+store.query(ask(), ranker_prefetch_k=20)
+words.query(ask(mode=HYBRID, query_str="tarts"), ranker_prefetch_k=20)
+""",
     "Filters": """
 store.query(ask(filters={"year": 1865}))
 store.count(where("year", None))
@@ -244,13 +272,17 @@ gone.get_nodes(["a"])
 NAMES: dict[str, Any] = {
     **DataType.__members__,
     **VectorStoreQueryMode.__members__,
+    "DECAY": DECAY,
     **{
         each.__name__: each
         for each in (
             BM25BuiltInFunction,
             CoalescingEmbedding,
             MetadataFilters,
+            FunctionScore,
             MockEmbedding,
+            NewestFirst,
+            NodeWithScore,
             WeightedRanker,
             ask,
             built,
@@ -258,6 +290,7 @@ NAMES: dict[str, Any] = {
             lists,
             node,
             opened,
+            rerank,
             where,
         )
     },
@@ -376,7 +409,7 @@ def page() -> Iterator[str]:
     """The lines of the page."""
     yield "# All messages\n"
     yield "The calls use:\n"
-    for helper in (built, opened, node, where, lists, ask):
+    for helper in (built, opened, node, where, lists, ask, rerank):
         yield "\n".join(f"    {line}" for line in inspect.getsource(helper).split("\n"))
     sections = provoke()
     for title, messages in sections.items():

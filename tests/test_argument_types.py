@@ -79,6 +79,7 @@ ARGUMENTS = [
             "milvus_search_config": not_a(dict),
             "sparse_search_config": not_a(dict),
             "milvus_ranker": not_a(),
+            "ranker_prefetch_k": [0, *not_a(int)],
             "string_expr": not_a(str),
             "mmr_prefetch_factor": not_a(int, float),
             "mmr_prefetch_k": [-1, *not_a(int)],

@@ -14,9 +14,9 @@ import grpc
 import numpy as np
 import pytest
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
-from pymilvus import DataType
+from pymilvus import DataType, WeightedRanker
 
-from llama_index_milvus_async import IndexManagement, MilvusVectorStore
+from llama_index_milvus_async import IndexManagement, MilvusVectorStore, NewestFirst
 from llama_index_milvus_async.errors import ConfigurationError, MilvusVectorStoreError
 from llama_index_milvus_async.sparse import BM25BuiltInFunction
 from tests.fixtures.labels import label
@@ -69,6 +69,7 @@ NEW = {
     "num_partitions": None,
     "partition_key_isolation": False,
     "description": None,
+    "query_ranker": None,
 }
 
 SECRETS = {"token": "root:topsecret", "password": "hunter22"}
@@ -114,6 +115,7 @@ ARGUMENTS = {
     "num_partitions": 7,
     "partition_key_isolation": True,
     "description": "What is in it",
+    "query_ranker": None,  # objects are written by their names, which are refused
 }
 CLIENT_OPTIONS = {
     "db_name": "library",
@@ -395,6 +397,15 @@ def test_repr_and_str_show_address_and_collection():
             {"hybrid_ranker": "BestRanker"},
             r"hybrid_ranker is 'BestRanker'; it must be one of \['RRFRanker', 'WeightedRanker'\]",
         ),
+        *(
+            (
+                {"query_ranker": ranker},
+                r"query_ranker is .*; it must be a Function with .*hybrid_ra",
+            )
+            for ranker in ("RRFRanker", "<NewestFirst>", WeightedRanker(1, 0))
+        ),
+        ({"query_ranker": 3}, r"query_ranker is 3; it must be one of"),
+        ({"query_ranker": NewestFirst}, r"query_ranker is the class NewestFirst; pass an object"),
         ({"hybrid_ranker_params": "k"}, r"hybrid_ranker_params is 'k'; it must be a dictionary"),
         (
             {"hybrid_ranker_params": {"weights": [1, 1]}},
@@ -559,6 +570,7 @@ CHANGES = {
     "output_fields": ["author"],
     "hybrid_ranker": "RRFRanker",
     "hybrid_ranker_params": {"weights": [0.5, 0.5]},
+    "query_ranker": NewestFirst("year"),
     "use_async_client": True,
 }
 

@@ -3,6 +3,7 @@
 import importlib
 import pickle
 import traceback
+from datetime import timedelta
 
 import pytest
 from llama_index.core.vector_stores.types import FilterCondition
@@ -16,6 +17,7 @@ FILES = {
     "documents": ["StoredDocument"],
     "errors": errors.__all__,
     "ingestion": ["IngestResult", "aingest", "ingest"],
+    "rankers": ["NewestFirst"],
     "events": ["MilvusOperationEndEvent", "MilvusOperationStartEvent"],
     "sparse": [
         "BGEM3SparseEmbeddingFunction",
@@ -43,6 +45,7 @@ INSTANCES = [
     package.StoredDocument("a", 3),
     package.KindStats(calls=3, rpcs=1),
     package.IngestResult(documents=3, nodes=9),
+    package.NewestFirst("published", half_life=timedelta(days=30)),
     package.IndexManagement.NO_VALIDATION,
     package.FilterOperatorFunction.ARRAY_CONTAINS_ANY,
     package.ScalarMetadataFilters(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
+from datetime import date, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pymilvus import Function, FunctionType, RRFRanker, WeightedRanker
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.vector_stores.types import VectorStoreQuery
+from pymilvus import Function, FunctionScore, FunctionType, RRFRanker, WeightedRanker
 
+from llama_index_milvus_async import NewestFirst
 from llama_index_milvus_async._retrieval.ranking import (
     CallableRanker,
     RelativeScore,
@@ -16,6 +22,7 @@ from llama_index_milvus_async._retrieval.ranking import (
     ServerRanker,
     Weighted,
     check_weights,
+    only_fuses,
     ranker_of,
     similarity,
 )
@@ -165,7 +172,7 @@ def test_a_function_of_milvus():
     function = Function("f", FunctionType.RERANK, [], params={"reranker": "rrf"})
     ranker = ranker_of(function, None, "hybrid_ranker")
     assert isinstance(ranker, ServerRanker)
-    assert ranker.for_milvus() is function
+    assert ranker == ranker_of(FunctionScore([function]), None, "hybrid_ranker")
 
 
 def test_a_callable():
@@ -245,7 +252,7 @@ def test_a_class_in_place_of_its_object_is_refused():
         ranker_of(RRFRanker, None, "here")
 
 
-@pytest.mark.parametrize("value", [len, Function("f", FunctionType.RERANK, [])])
+@pytest.mark.parametrize("value", [len, Function("f", FunctionType.RERANK, []), FunctionScore([])])
 def test_parameters_that_a_ranker_does_not_take_are_refused(value):
     with pytest.raises(ConfigurationError, match=r"here_params is \{'k': .*own parameters"):
         ranker_of(value, {"k": 60}, "here")
@@ -272,10 +279,178 @@ def test_rankers_that_fit(ranker):
 def test_a_ranker_of_fewer_legs_has_their_weights():
     assert Rrf(3).of_legs([0]) == Rrf(3)
     assert Weighted((0.1, 0.2, 0.3), False).of_legs([0, 2]) == Weighted((0.1, 0.3), False)
-    weighted = {"reranker": "weighted", "weights": [0.1, 0.2, 0.3]}
-    ranker = ServerRanker(Function("r", FunctionType.RERANK, [], params=weighted))
-    left = ranker.of_legs([0, 1]).function
-    assert left.params == {**weighted, "weights": [0.1, 0.2]}
-    assert (left.name, left.type) == (ranker.function.name, ranker.function.type)
-    boost = ServerRanker(Function("r", FunctionType.RERANK, [], params={"reranker": "boost"}))
-    assert boost.of_legs([0]) is boost
+    ranker = functions(rerank(reranker="weighted", weights=[0.1, 0.2, 0.3], norm_score=True))
+    assert ranker.of_legs([0, 1]) == functions(
+        rerank(reranker="weighted", weights=[0.1, 0.2], norm_score=True)
+    )
+    boost = functions(rerank(reranker="boost", weight=2))
+    assert boost.of_legs([0]) == boost
+
+
+# Functions of Milvus
+
+
+def rerank(*fields, name="r", **params):
+    return Function(name, FunctionType.RERANK, list(fields), params=params)
+
+
+def functions(value):
+    return ranker_of(value, None, "milvus_ranker")
+
+
+DECAY = {"reranker": "decay", "function": "exp", "origin": 2000, "scale": 10}
+
+
+def test_equal_functions_are_equal_rankers_whatever_becomes_of_them():
+    """Queries whose rankers are equal share RPCs; a decay from now is made anew for each."""
+    given = rerank("year", **DECAY)
+    ranker = functions(given)
+    assert ranker == functions(rerank("year", **DECAY))
+    assert hash(ranker) == hash(functions(rerank("year", **DECAY)))
+    given.params["origin"] = 2020
+    assert ranker != functions(given)
+    assert ranker != functions(FunctionScore([rerank("year", **DECAY)], {"boost_mode": "sum"}))
+
+
+@pytest.mark.parametrize(
+    ("value", "fuses", "keeps_metric"),
+    [
+        (rerank("year", **DECAY), False, False),
+        (rerank(reranker="boost", weight=2), False, True),
+        (rerank(reranker="Boost", weight=2), False, True),
+        (FunctionScore([rerank(reranker="boost", weight=w) for w in (2, 3)]), False, True),
+        (
+            FunctionScore([rerank(reranker="boost", weight=2), rerank("year", **DECAY)]),
+            False,
+            False,
+        ),
+        (rerank(reranker="rrf", k=60), True, False),
+        (rerank(reranker="weighted", weights=[1, 1]), True, False),
+        (rerank("text", reranker="model", provider="tei"), False, False),
+        (rerank("a", "b", reranker="not known here"), False, False),
+    ],
+    ids=label,
+)
+def test_what_a_function_does_to_scores(value, fuses, keeps_metric):
+    ranker = functions(value)
+    assert (ranker.fuses, only_fuses(ranker)) == (fuses, fuses)
+    assert ranker.keeps_metric is keeps_metric
+
+
+def test_a_model_reads_the_text_of_each_question_in_an_rpc_of_its_own():
+    ranker = functions(rerank("text", reranker="model", provider="tei"))
+    [one, other] = [ranker.of_query(VectorStoreQuery(query_str="ü")) for _ in range(2)]
+    assert one.functions.functions[0].param("queries") == json.dumps(["ü"])
+    assert one != other
+    given = functions(rerank("text", reranker="model", provider="tei", queries=["a", "b"]))
+    assert given.of_query(VectorStoreQuery(query_str="c")) == given
+    assert given != functions(rerank("text", reranker="model", provider="tei", queries=["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (FunctionScore([]), r"^here is a FunctionScore of \[\]; pass it a list of Functions"),
+        (FunctionScore([3]), r"^here is a FunctionScore of \['int'\]"),
+        (FunctionScore(None), "^here is a FunctionScore of NoneType"),
+        (
+            FunctionScore([Function("f", FunctionType.BM25, ["text"], ["sparse"])]),
+            "^here is a function of type BM25; it must be of type RERANK",
+        ),
+        (rerank(), r"^here is the function 'r' without params\['reranker'\]"),
+        (
+            rerank("year", reranker="decay", origin=3),
+            r"'decay', and its params lack \['function', 'scale'\]; pass them",
+        ),
+        (rerank(reranker="boost"), r"its params lack \['weight'\]"),
+        (rerank(**DECAY), r"its input_field_names are \[\]; it reads one column"),
+        (rerank("a", "b", **DECAY), r"are \['a', 'b'\]; it reads one column"),
+        (rerank("a", reranker="boost", weight=1), r"are \['a'\]; it reads no column"),
+        (rerank("a", reranker="model"), r"its params lack \['provider'\]"),
+    ],
+    ids=label,
+)
+def test_functions_that_cannot_work_are_refused_and_named(value, message):
+    with pytest.raises(ConfigurationError, match=message):
+        ranker_of(value, None, "here")
+
+
+# Newest first
+
+
+def hit(one, score, **metadata):
+    return NodeWithScore(node=TextNode(id_=one, text=one, metadata=metadata), score=score)
+
+
+def ids_of(hits):
+    return [hit.node.node_id for hit in hits]
+
+
+def test_newest_first_reads_every_kind_of_date():
+    day = datetime(2024, 5, 17, 12, tzinfo=timezone.utc)
+    values = {
+        "naive is UTC": day.replace(tzinfo=None) + timedelta(hours=5),
+        "seconds": day.timestamp() + 4 * 3600,
+        "datetime": day + timedelta(hours=3),
+        "text": (day + timedelta(hours=2)).isoformat(),
+        "text with Z": "2024-05-17T13:00:00Z",
+        "other zone": "2024-05-17T14:30:00+02:00",
+        "day": "2024-05-17",
+        "date": date(2024, 5, 16),
+        "integer": 86_400,
+        "before 1970": "1969-01-01",
+        "junk": "yesterday",
+        "list": [2024],
+        "flag": True,
+        "nan": math.nan,
+        "none": None,
+    }
+    hits = [hit(one, 0.5, at=value) for one, value in values.items()] + [hit("missing", 0.5)]
+    dated = list(values)[:10]
+    ranked = NewestFirst("at")(VectorStoreQuery(), [sorted(hits, key=lambda h: h.node.node_id)])
+    assert ids_of(ranked)[: len(dated)] == dated
+    assert ids_of(ranked)[len(dated) :] == sorted({h.node.node_id for h in hits} - {*dated})
+    assert {one.score for one in ranked} == {0.5}
+
+
+def test_half_life_weighs_similarity_against_age():
+    now, day = time.time(), 86_400
+    hits = [
+        hit("alike", 0.9, at=now - 10 * day),
+        hit("new", 0.3, at=now),
+        hit("future", 0.2, at=now + 100 * day),
+        hit("old", 0.8, at=now - 1_000_000 * day),
+        hit("undated", 0.95),
+        hit("unlike", -0.4, at=now - 30 * day),
+    ]
+    ranked = NewestFirst("at", half_life=timedelta(days=10))(VectorStoreQuery(), [hits])
+    assert ids_of(ranked) == ["alike", "new", "future", "old", "undated", "unlike"]
+    scores = [one.score for one in ranked]
+    assert scores == pytest.approx([0.45, 0.3, 0.2, 0, 0, -0.4], abs=1e-6)
+    assert hits[0].score == 0.9
+    longer = NewestFirst("at", half_life=timedelta(days=1000))(VectorStoreQuery(), [hits])
+    assert ids_of(longer)[0] == "alike"
+
+
+def test_the_hits_of_several_searches_are_fused_before_they_age():
+    now = time.time()
+    both, dense, sparse = (hit(one, 9.0, at=now) for one in ("both", "dense", "sparse"))
+    legs = [[dense, both], [sparse, both]]
+    ranked = NewestFirst("at", half_life=timedelta(days=1))(VectorStoreQuery(), legs)
+    assert ids_of(ranked) == ["both", "dense", "sparse"]
+    assert [one.score for one in ranked] == pytest.approx([2 / 62, 1 / 61, 1 / 61], rel=1e-3)
+    assert NewestFirst("at")(VectorStoreQuery(), [[], []]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("",), "key is ''; it must be the metadata key of a date"),
+        ((3,), "key is 3"),
+        (("at", timedelta(0)), "half_life is datetime.timedelta"),
+        (("at", 30), "half_life is 30; it must be a timedelta of more than 0"),
+    ],
+)
+def test_bad_arguments_of_newest_first(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        NewestFirst(*arguments)

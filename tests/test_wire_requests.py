@@ -22,6 +22,7 @@ from pymilvus import (
 from pymilvus.client.prepare import Prepare
 from pymilvus.grpc_gen import common_pb2
 
+from llama_index_milvus_async._retrieval.rerank_functions import read_functions
 from llama_index_milvus_async._rpc import HybridSearch, Insert, Query, Search, WrittenColumn
 from llama_index_milvus_async._wire import requests
 from tests.fixtures.labels import label
@@ -605,8 +606,8 @@ DECAY = Function(
         ),
         (RRFRanker(10).dict(), RRFRanker(10)),
         (WeightedRanker(1, 0, norm_score=False).dict(), WeightedRanker(1, 0, norm_score=False)),
-        (DECAY, DECAY),
-        (MODEL, MODEL),
+        (read_functions(DECAY, "milvus_ranker"), DECAY),
+        (read_functions(MODEL, "milvus_ranker"), MODEL),
     ],
     ids=["rrf", "weighted", "rrf.dict", "weighted.dict", "decay", "model"],
 )
@@ -620,7 +621,8 @@ def test_a_function_score() -> None:
         functions=[DECAY, MODEL], params={"boost_mode": "sum", "function_mode": "multiply"}
     )
     data = [(DATA["dense"][1][0], "a query")]
-    message = requests.hybrid_search(hybrid(score), data, *CONSISTENCY["Bounded"], DATABASE)
+    ranker = read_functions(score, "milvus_ranker")
+    message = requests.hybrid_search(hybrid(ranker), data, *CONSISTENCY["Bounded"], DATABASE)
     [one] = DATA["dense"][2][:1]
     theirs = Prepare.search_requests_with_expr(
         "books", "embedding", {}, 10, data=[one], ranker=score
@@ -628,6 +630,44 @@ def test_a_function_score() -> None:
     assert message.function_score == theirs.function_score
     assert [function.name for function in message.function_score.functions] == ["decay", "reranker"]
     assert set(pairs(message.rank_params)) == {"limit", "round_decimal", "offset"}
+
+
+BOOST = Function(
+    name="boost",
+    input_field_names=[],
+    function_type=FunctionType.RERANK,
+    description="new ones",
+    params={
+        "reranker": "boost",
+        "filter": 'kind == "ü"',
+        "weight": 1.5,
+        "random_score": {"seed": 1},
+    },
+)
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        DECAY,
+        MODEL,
+        BOOST,
+        FunctionScore([BOOST, BOOST], {"boost_mode": "Sum", "function_mode": "Sum"}),
+    ],
+    ids=["decay", "model", "boost", "score"],
+)
+def test_a_ranker_of_a_search_is_what_pymilvus_sends(theirs: Any) -> None:
+    request = search(ranker=read_functions(theirs, "milvus_ranker"))
+    message = requests.search(request, DATA["dense"][1][:1], *CONSISTENCY["Bounded"], DATABASE)
+    expected = Prepare.search_requests_with_expr(
+        "books", "embedding", {}, 10, data=DATA["dense"][2][:1], ranker=theirs
+    )
+    assert message.HasField("function_score")
+    assert message.function_score == expected.function_score
+    plain = requests.search(search(), DATA["dense"][1][:1], *CONSISTENCY["Bounded"], DATABASE)
+    assert not plain.HasField("function_score")
+    message.ClearField("function_score")
+    assert message == plain
 
 
 @levels

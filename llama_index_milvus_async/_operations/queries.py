@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, cast
@@ -24,8 +25,8 @@ from .._retrieval.ranking import CallableRanker, ClientRanker
 from .._retrieval.results import (
     Hit,
     ScoredHits,
-    check_ranked,
     choose_hits,
+    choose_ranked,
     empty_result,
     node_of,
     takes_long,
@@ -50,9 +51,21 @@ _Wanted = Mapping[_Place, tuple[Search | HybridSearch, Any]]
 #: Output fields that are not keys.
 _ALL_FIELDS = frozenset({"*", DYNAMIC_FIELD})
 
-#: The nodes that a query has found, with their similarities: those of the result, or of each leg
-#: where a ranker of the user is to rank them.
-Found = tuple[PreparedSearch, list[tuple[list[BaseNode], list[float]]]]
+
+@dataclass(frozen=True)
+class Found:
+    """What a query has found.
+
+    Attributes:
+        search: The search.
+        legs: The hits of the result; or those of each leg, where a ranker of the user is to rank
+            them.
+        nodes: Their nodes.
+    """
+
+    search: PreparedSearch
+    legs: Sequence[ScoredHits]
+    nodes: Sequence[list[BaseNode]]
 
 
 async def query(
@@ -98,13 +111,13 @@ async def query_many(
         return found
 
     searched: list[Found] = await context.with_ready(find, missing=[])
-    for i, (search, legs) in zip(asked[: len(searched)], searched, strict=True):
-        if len(legs) == 1:
-            [(found, similarities)] = legs
+    for i, found in zip(asked[: len(searched)], searched, strict=True):
+        if found.search.ranks_here:
+            nodes, similarities = await _rank(context, found)
         else:
-            found, similarities = await _rank(context, search, legs)
+            nodes, similarities = found.nodes[0], found.legs[0].similarities
         results[i] = VectorStoreQueryResult(
-            nodes=found, similarities=similarities, ids=[node.node_id for node in found]
+            nodes=nodes, similarities=similarities, ids=[node.node_id for node in nodes]
         )
     return results
 
@@ -199,7 +212,7 @@ async def _make_nodes(
     chosen: dict[int, list[ScoredHits]] = {
         i: await in_thread(choose_hits, search, hits[i])
         for i, search in enumerate(searches)
-        if takes_long(search, hits[i])
+        if not search.ranks_here and takes_long(search, sum(map(len, hits[i])))
     }
 
     def chosen_hits() -> Iterator[tuple[PreparedSearch, Hit]]:
@@ -211,17 +224,17 @@ async def _make_nodes(
 
     nodes = iter(await context.backend.convert(chosen_hits(), node_of))
     return [
-        (search, [(list(islice(nodes, len(one.hits))), one.similarities) for one in legs])
-        for search, legs in ((search, chosen[i]) for i, search in enumerate(searches))
+        Found(search, chosen[i], [list(islice(nodes, len(leg.hits))) for leg in chosen[i]])
+        for i, search in enumerate(searches)
     ]
 
 
 async def _warn_of_missing_keys(context: Context, ready: Ready, found: Sequence[Found]) -> None:
     """Warn of keys that may be why nothing was found, and of output fields that no node has."""
     known = ready.keys_looked_up
-    for search, legs in found:
-        query, options = search.query, search.options
-        nodes = [node for nodes, _ in legs for node in nodes]
+    for one in found:
+        query, options = one.search.query, one.search.options
+        nodes = [node for nodes in one.nodes for node in nodes]
         if not nodes:
             lists = options.milvus_scalar_filters
             await warn_of_missing_filters(context, ready, query.filters, lists)
@@ -236,24 +249,28 @@ async def _warn_of_missing_keys(context: Context, ready: Ready, found: Sequence[
         await warn_of_missing_keys(context, ready, unseen, "output_fields names")
 
 
-async def _rank(
-    context: Context,
-    search: PreparedSearch,
-    legs: Sequence[tuple[Sequence[BaseNode], Sequence[float]]],
-) -> tuple[list[BaseNode], list[float]]:
+async def _rank(context: Context, found: Found) -> tuple[list[BaseNode], list[float]]:
     """Have a ranker of the user rank the nodes of each leg."""
+    search = found.search
     candidates = [
         [
             NodeWithScore(node=node, score=score)
-            for node, score in zip(nodes, similarities, strict=True)
+            for node, score in zip(nodes, leg.similarities, strict=True)
         ]
-        for nodes, similarities in legs
+        for nodes, leg in zip(found.nodes, found.legs, strict=True)
     ]
     rank = cast(CallableRanker, search.ranker).rank
     if not is_asynchronous(rank):
         rank = partial(_call_and_collect, rank)
     returned = await context.backend.call(rank, search.query, candidates)
-    return check_ranked(search, returned)
+    hit_of = {
+        node.node_id: hit
+        for nodes, leg in zip(found.nodes, found.legs, strict=True)
+        for node, hit in zip(nodes, leg.hits, strict=True)
+    }
+    if takes_long(search, len(hit_of)):
+        return await context.backend.in_thread(choose_ranked, search, returned, hit_of)
+    return choose_ranked(search, returned, hit_of)
 
 
 def _call_and_collect(rank: ClientRanker, *arguments: Any) -> Any:

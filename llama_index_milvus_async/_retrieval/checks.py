@@ -13,7 +13,7 @@ from .._translation.numbers import is_number
 from ..errors import QueryError
 from .modes import MMR_OVER, MODES, Mode, mmr_candidates, mmr_threshold, mode_of
 from .options import SearchOptions
-from .ranking import ranker_of
+from .ranking import only_fuses, ranker_of
 from .values import (
     MAX_TOP_K,
     are_texts,
@@ -50,6 +50,8 @@ def check_search_options(options: SearchOptions) -> None:
     for name in ("milvus_search_config", "sparse_search_config"):
         if getattr(options, name) is not None:
             check_search_config(name, getattr(options, name))
+    if options.ranker_prefetch_k is not None:
+        check_top_k("ranker_prefetch_k", options.ranker_prefetch_k)
     _check_mmr(options)
     _check_paging(options)
 
@@ -76,10 +78,11 @@ def check_query(query: VectorStoreQuery, options: SearchOptions) -> None:
         raise QueryError(f"alpha is {alpha!r}; it must be a number from 0 (sparse) to 1 (dense)")
     if options.milvus_ranker is not None and alpha not in (None, 0, 1):
         raise QueryError("alpha and milvus_ranker both say how to rank; pass one of them")
+    _check_ranker(mode, options)
     if mode.needs_embedding(query) and not _has_embedding(query):
         if not asks_for_all_that_match(query, options):
             raise lacking("query_embedding", query, mode)
-        for name in ("score_threshold", "group_by_field"):
+        for name in ("score_threshold", "group_by_field", "milvus_ranker"):
             if getattr(options, name) is not None:
                 raise QueryError(
                     f"{name} is for hits of a search, and a query without query_embedding returns "
@@ -193,6 +196,26 @@ def _check_paging(options: SearchOptions) -> None:
     threshold = options.score_threshold
     if threshold is not None and not (is_number(threshold) and math.isfinite(threshold)):
         raise QueryError(f"score_threshold is {threshold!r}; it must be a number")
+
+
+def _check_ranker(mode: Mode, options: SearchOptions) -> None:
+    """Check that a ranker suits a mode, whatever the collection is."""
+    if mode.is_hybrid:
+        if options.ranker_prefetch_k is not None:
+            raise QueryError(
+                "ranker_prefetch_k is for searches of one field; what a hybrid search ranks is "
+                "named by similarity_top_k and sparse_top_k, for MMR by mmr_prefetch_k"
+            )
+        return
+    if options.ranker_prefetch_k is not None and options.group_by_field is not None:
+        raise QueryError("ranker_prefetch_k has no effect with group_by_field; pass one of them")
+    given = options.milvus_ranker
+    if given is not None and only_fuses(ranker_of(given, None, "milvus_ranker")):
+        raise QueryError(
+            f"milvus_ranker fuses the hits of several searches, and mode {mode.name} makes one: "
+            "there is nothing to fuse. Use mode HYBRID, or pass a Function with reranker='decay' "
+            "or 'boost', a FunctionScore, or a callable"
+        )
 
 
 def _check_pool(query: VectorStoreQuery, mode: Mode, options: SearchOptions) -> None:

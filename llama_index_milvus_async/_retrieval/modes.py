@@ -11,6 +11,8 @@ from .values import MAX_TOP_K
 
 #: Candidates that MMR chooses from, as a multiple of the top k; upstream's default.
 DEFAULT_MMR_PREFETCH_FACTOR = 4.0
+#: Hits that a ranker orders, as a multiple of those that are wanted of them.
+RANKER_PREFETCH_FACTOR = 4
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,13 @@ def mmr_candidates(top_k: int, options: SearchOptions) -> int:
         return max(top_k, int(options.mmr_prefetch_k))
     factor = options.mmr_prefetch_factor
     return min(MAX_TOP_K, int(top_k * (DEFAULT_MMR_PREFETCH_FACTOR if factor is None else factor)))
+
+
+def ranked_candidates(count: int, options: SearchOptions) -> int:
+    """How many hits of one search a ranker orders, where so many are wanted of them."""
+    if options.ranker_prefetch_k is not None:
+        return max(count, int(options.ranker_prefetch_k))
+    return min(MAX_TOP_K, count * RANKER_PREFETCH_FACTOR)
 
 
 def mmr_threshold(query: VectorStoreQuery, options: SearchOptions) -> float | None:

@@ -12,6 +12,9 @@ from .._names import nearest
 from ..errors import ConfigurationError, QueryError
 from .values import are_several, are_texts, check_flag
 
+#: Upstream's default.
+DEFAULT_HYBRID_RANKER = "RRFRanker"
+
 
 @dataclass(frozen=True)
 class WriteOptions:
@@ -141,7 +144,8 @@ class SearchOptions(ReadOptions):
         milvus_scalar_filters: Filters on array columns, combined with the others by AND.
         milvus_search_config: Search parameters in place of the store's `search_config`.
         sparse_search_config: Search parameters of the sparse field.
-        milvus_ranker: The ranker of a hybrid search in place of the store's.
+        milvus_ranker: What ranks the hits, in place of the store's.
+        ranker_prefetch_k: How many hits are ranked where one field is searched.
         string_expr: A Milvus boolean expression, combined with the filters by AND.
         mmr_prefetch_factor: MMR's candidates as a multiple of the top k.
         mmr_prefetch_k: MMR's candidates as a number.
@@ -163,6 +167,7 @@ class SearchOptions(ReadOptions):
     milvus_search_config: Mapping[str, Any] | None = None
     sparse_search_config: Mapping[str, Any] | None = None
     milvus_ranker: Any = None
+    ranker_prefetch_k: int | None = None
     string_expr: str | None = None
     mmr_prefetch_factor: float | None = None
     mmr_prefetch_k: int | None = None
@@ -198,6 +203,7 @@ class StoreOptions:
         search_config: Search parameters of dense fields.
         hybrid_ranker: The ranker of hybrid searches, as `ranker_of` takes it.
         hybrid_ranker_params: Its parameters.
+        query_ranker: The ranker of all searches.
     """
 
     consistency_level: str
@@ -205,6 +211,12 @@ class StoreOptions:
     search_config: Mapping[str, Any]
     hybrid_ranker: Any
     hybrid_ranker_params: Mapping[str, Any]
+    query_ranker: Any = None
+
+    @property
+    def names_hybrid_ranker(self) -> bool:
+        """Whether hybrid searches have a ranker that was asked for, rather than the default."""
+        return self.hybrid_ranker != DEFAULT_HYBRID_RANKER or bool(self.hybrid_ranker_params)
 
 
 def read_options(
@@ -260,7 +272,7 @@ _SYNONYMS = {
     "similarity_top_k": ("top_k", "k", "limit"),
     "string_expr": ("expr", "filter_expr", "expression"),
     "milvus_search_config": ("search_params", "search_config", "param"),
-    "milvus_ranker": ("ranker", "reranker", "hybrid_ranker"),
+    "milvus_ranker": ("ranker", "reranker", "hybrid_ranker", "function_score"),
     "milvus_scalar_filters": ("scalar_filters",),
     "score_threshold": ("similarity_cutoff", "threshold"),
     "query_embedding": ("embedding", "vector"),

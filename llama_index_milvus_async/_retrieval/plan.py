@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from pymilvus import DataType
 
-from .._rpc import HybridSearch, Search
+from .._rpc import HybridSearch, RankByFunctions, Search
 from .._translation import filters as _filters
 from .._translation.engine import Engine
 from .._translation.index_types import ignored_params
 from .._translation.layout import Column, Index, Layout
-from .._translation.numbers import is_number
 from .._translation.row_to_node import RowReader
 from .._translation.sparse_vectors import NoWeightsError, sparse_bytes, sparse_vector
 from .._translation.vectors import packed
 from ..errors import QueryError
 from .checks import has_text, lacking
-from .modes import Mode, mode_of
+from .modes import Mode, mode_of, ranked_candidates
 from .options import SearchOptions, StoreOptions
 from .ranking import (
     CallableRanker,
@@ -30,21 +28,12 @@ from .ranking import (
     RelativeScore,
     ServerRanker,
     check_weights,
+    only_fuses,
     ranker_of,
 )
+from .rerank_functions import check_columns
+from .search_params import exhaustive_params, search_params, warn_of_ignored
 from .values import check_search_config
-
-logger = logging.getLogger(__name__)
-
-#: Milvus Lite's own `ef` of an HNSW search that names none.
-LITE_DEFAULT_EF = 64
-#: What has an index of Milvus Lite visit every row, by the beginning of its type's name. Its
-#: `AUTOINDEX` is an HNSW.
-LITE_EXHAUSTIVE = {
-    "HNSW": {"ef": 2**20},
-    "AUTOINDEX": {"ef": 2**20},
-    "IVF": {"nprobe": 2**16},
-}
 
 
 @dataclass(frozen=True)
@@ -74,6 +63,7 @@ class _SearchKey(NamedTuple):
     expression: str
     output_fields: tuple[str, ...]
     options: tuple[tuple[str, Any], ...]
+    ranker: RankByFunctions | None
 
 
 @dataclass(frozen=True)
@@ -87,8 +77,9 @@ class PreparedSearch:
         legs: Its searches: one, or those of a hybrid search.
         hybrid: The request that has Milvus fuse the legs; `None` for one leg, and where they are
             searched each on its own and fused here.
-        ranker: How the legs are fused; `None` where there is one.
-        limit: How many hits remain of those fused here.
+        ranker: What makes one list of the legs, or ranks that of one; `None` where one is taken as
+            it is found.
+        limit: How many hits remain of those that are fused or ranked.
         layout: The collection.
         reader: Makes nodes of the hits.
     """
@@ -107,6 +98,17 @@ class PreparedSearch:
     def lists(self) -> int:
         """How many lists of hits it has: one, or one of each leg that is fused here."""
         return 1 if self.hybrid is not None else len(self.legs)
+
+    @property
+    def ranks_here(self) -> bool:
+        """Whether a callable of the user is to rank the nodes of each leg."""
+        return isinstance(self.ranker, CallableRanker)
+
+    @property
+    def is_paged(self) -> bool:
+        """Whether the hits are found as they are wanted: skipped, and no more than that."""
+        # Milvus 2.6 skips twice where it ranks what one search finds, before and after.
+        return self.hybrid is not None or self.ranker is None or bool(self.options.grouping)
 
     @property
     def hybrid_data(self) -> tuple[Any, ...]:
@@ -195,13 +197,14 @@ class SearchPlanner:
             dense_fields = []
         sparse_field = _sparse_field(query, mode, layout, options)
         fields = [*dense_fields, *([sparse_field] if sparse_field is not None else [])]
-        ranker = self._ranker(query, mode, fields) if len(fields) > 1 else None
-        fused_by_milvus = ranker is not None and not isinstance(
-            ranker, (CallableRanker, RelativeScore)
-        )
+        ranker = self._ranker(query, mode, fields)
+        several = len(fields) > 1
+        fused_by_milvus = several and not isinstance(ranker, (CallableRanker, RelativeScore))
         # MMR skips what it has chosen, not what it chooses from.
         offset = options.offset if not mode.diversifies else 0
         paging = (*((("offset", offset),) if offset else ()), *options.grouping)
+        # Skipping comes after the ranking; Milvus groups what it ranks.
+        of_leg = paging if ranker is None or (options.grouping and not several) else ()
 
         legs: list[Leg] = []
         expression = self._expression(query)
@@ -214,14 +217,19 @@ class SearchPlanner:
             count = limit
             if mode.is_hybrid:
                 count = mode.candidates(query, options, sparse=is_sparse)
+            if of_leg or ranker is None:
+                count = min(count, limit)
+            elif not several:
+                count = _ranked(count, limit, offset, mode, options)
             request, exhaustive = self._request(
                 _SearchKey(
                     field,
-                    min(count, limit) if ranker is None else count,
+                    count,
                     expression,
-                    # What is ranked here needs its rows; skipping comes after the fusion.
+                    # What is ranked here needs its rows.
                     () if fused_by_milvus else fetched,
-                    paging if ranker is None else (),
+                    of_leg,
+                    ranker.functions if isinstance(ranker, ServerRanker) and not several else None,
                 )
             )
             legs.append(Leg(request, data, self._indexes[field].metric, exhaustive))
@@ -283,11 +291,11 @@ class SearchPlanner:
 
     def _new_request(self, key: _SearchKey) -> tuple[Search, Search | None]:
         layout, index = self._layout, self._indexes[key.field]
-        all_rows = _exhaustive_params(key.field, index, layout)
+        all_rows = exhaustive_params(key.field, index, layout)
         config = self._config(key.field)
         if ignored := ignored_params(index.type, {**config, **(config.get("params") or {})}):
-            _warn_of_ignored(layout.collection_name, key.field, index.type, tuple(ignored))
-        params = _search_params(config, index, key.limit, layout, raise_ef="ef" in all_rows)
+            warn_of_ignored(layout.collection_name, key.field, index.type, tuple(ignored))
+        params = search_params(config, index, key.limit, layout, raise_ef="ef" in all_rows)
         request = Search(
             collection_name=layout.collection_name,
             field_name=key.field,
@@ -300,6 +308,7 @@ class SearchPlanner:
             params=params,
             options=key.options,
             one_at_a_time=layout.engine.slows_down_concurrent_searches,
+            ranker=key.ranker,
         )
         if not all_rows:
             return request, None
@@ -333,8 +342,6 @@ class SearchPlanner:
         searched = [number for number, leg in enumerate(legs) if leg.data is not None]
         if len(searched) < len(legs):
             legs, ranker = [legs[number] for number in searched], ranker.of_legs(searched)
-        if isinstance(ranker, ServerRanker):
-            layout.engine.require(Engine.has_rerank_functions, "the ranker", QueryError)
         for leg in legs:
             ranges = {"radius", "range_filter"} & leg.request.params["params"].keys()
             if ranges:
@@ -344,7 +351,7 @@ class SearchPlanner:
             collection_name=layout.collection_name,
             legs=tuple(_hybrid_leg(leg) for leg in legs),
             ranker=ranker.for_milvus(),
-            ranker_key=id(ranker.function) if isinstance(ranker, ServerRanker) else ranker,
+            ranker_key=ranker,
             limit=limit,
             output_fields=output_fields,
             partition_names=self._partition_names,
@@ -353,44 +360,75 @@ class SearchPlanner:
             one_at_a_time=layout.engine.slows_down_concurrent_searches,
         )
 
-    def _ranker(self, query: VectorStoreQuery, mode: Mode, fields: Sequence[str]) -> Ranker:
-        options, store = self._options, self._store
-        ranker: Ranker
+    def _ranker(self, query: VectorStoreQuery, mode: Mode, fields: Sequence[str]) -> Ranker | None:
+        """What ranks the hits of a query, checked; `None` for nothing.
+
+        Of what says how to rank, the query comes before the store, and what is said for hybrid
+        searches before what is said for all.
+        """
+        options, layout = self._options, self._layout
+        several = len(fields) > 1
+        asks_for_hybrid_ranker = mode.is_hybrid and self._store.names_hybrid_ranker
+        argument, ranker = "query_ranker", self._query_ranker
         if options.milvus_ranker is not None:
-            ranker = ranker_of(options.milvus_ranker, None, "milvus_ranker")
-        elif query.alpha not in (None, 0, 1):
+            argument, ranker = "milvus_ranker", self._milvus_ranker
+        elif several and query.alpha not in (None, 0, 1):
             # Several dense fields share the dense weight.
             alpha = float(query.alpha)
             dense = [alpha / (len(fields) - 1)] * (len(fields) - 1)
             ranker = RelativeScore((*dense, 1.0 - alpha))
-        else:
-            ranker = ranker_of(store.hybrid_ranker, store.hybrid_ranker_params, "hybrid_ranker")
-        check_weights(ranker, fields)
-        ranks_here = isinstance(ranker, (CallableRanker, RelativeScore))
-        if options.group_by_field is not None and ranks_here:
+        elif asks_for_hybrid_ranker or (several and ranker is None):
+            argument, ranker = "hybrid_ranker", self._hybrid_ranker if several else None
+        if ranker is None and options.ranker_prefetch_k is not None:
+            raise QueryError("ranker_prefetch_k has no effect without milvus_ranker; pass both")
+        if ranker is None or (only_fuses(ranker) and not several):
+            return None
+        if several:
+            check_weights(ranker, fields)
+        if options.group_by_field is not None and isinstance(
+            ranker, (CallableRanker, RelativeScore)
+        ):
             raise QueryError(
-                "group_by_field: a hybrid search groups where Milvus ranks; leave alpha out, and "
-                "do not pass a callable as ranker"
+                "group_by_field: Milvus groups where it ranks itself; leave alpha out, and do not "
+                "pass a callable as ranker"
             )
-        if isinstance(ranker, CallableRanker) and mode.diversifies:
-            raise QueryError(
-                "mmr_over='hybrid' does not take a callable as ranker; pass another ranker"
-            )
+        if isinstance(ranker, ServerRanker):
+            layout.engine.require(Engine.has_rerank_functions, argument, QueryError)
+            check_columns(ranker.functions, layout, argument)
+            return ranker.of_query(query)
         return ranker
 
+    # Read once for all queries of the call.
 
-@lru_cache(maxsize=1024)
-def _warn_of_ignored(
-    collection_name: str, field: str, index_type: str, names: tuple[str, ...]
-) -> None:
-    """Warn once of search parameters that have no effect."""
-    logger.warning(
-        "search parameters %s have no effect: the index of %r in collection %r is of type %s",
-        list(names),
-        field,
-        collection_name,
-        index_type,
-    )
+    @cached_property
+    def _milvus_ranker(self) -> Ranker:
+        return ranker_of(self._options.milvus_ranker, None, "milvus_ranker")
+
+    @cached_property
+    def _hybrid_ranker(self) -> Ranker:
+        store = self._store
+        return ranker_of(store.hybrid_ranker, store.hybrid_ranker_params, "hybrid_ranker")
+
+    @cached_property
+    def _query_ranker(self) -> Ranker | None:
+        given = self._store.query_ranker
+        return None if given is None else ranker_of(given, None, "query_ranker")
+
+
+def _ranked(count: int, limit: int, offset: int, mode: Mode, options: SearchOptions) -> int:
+    """How many hits of one search are ranked, of which a page is returned.
+
+    It has to be the same for every page.
+    """
+    # A hybrid search that is left with one leg ranks what that leg finds.
+    ranked = count if mode.is_hybrid else ranked_candidates(limit, options)
+    if offset and offset + limit > ranked:
+        name = "similarity_top_k" if mode.is_hybrid else "ranker_prefetch_k"
+        raise QueryError(
+            f"offset is {offset}: {offset} and {limit} hits are more than the {ranked} that are "
+            f"ranked; pass a larger {name}, the same for every page"
+        )
+    return ranked
 
 
 def _dense_fields(field: str | None, mode: Mode, options: SearchOptions) -> Sequence[str]:
@@ -460,42 +498,3 @@ def _hybrid_leg(leg: Leg) -> Search:
     # What a filter leaves of an approximate search may be too little, and is not seen here.
     exhaustive = leg.exhaustive if leg.request.expression else None
     return exhaustive or leg.request
-
-
-def _search_params(
-    config: Mapping[str, Any], index: Index, limit: int, layout: Layout, *, raise_ef: bool
-) -> dict[str, Any]:
-    """Turn a search config, flat or with nested `params`, into pymilvus' form.
-
-    The server reads the parameters of an index type only from the nested dictionary.
-    """
-    top_level = {"metric_type", "ignore_growing", "hints", "round_decimal", "analyzer_name"}
-    outer = {key: value for key, value in config.items() if key in top_level}
-    params = {key: value for key, value in config.items() if key not in {*top_level, "params"}}
-    params.update(config.get("params") or {})
-    if raise_ef:
-        # Lite answers with fewer than `limit` hits where `ef` is less; a server never does.
-        try:
-            ef = int(params.get("ef", LITE_DEFAULT_EF))
-        except (TypeError, ValueError) as error:
-            raise QueryError(
-                f"search parameter ef is {params['ef']!r}; it must be a number"
-            ) from error
-        params["ef"] = max(limit, ef)
-    if index.metric == "BM25" and layout.engine.negates_bm25:
-        for name in {"radius", "range_filter"} & params.keys():
-            if not is_number(params[name]):
-                raise QueryError(
-                    f"search parameter {name} is {params[name]!r}; it must be a number"
-                )
-            params[name] = -params[name]
-    return {**outer, "params": params}
-
-
-def _exhaustive_params(field: str, index: Index, layout: Layout) -> Mapping[str, int]:
-    """What has an approximate index of Milvus Lite visit every row; nothing for others."""
-    if layout.engine.drops_hits_after_search and field != layout.sparse_field:
-        for beginning, params in LITE_EXHAUSTIVE.items():
-            if index.type.upper().startswith(beginning):
-                return params
-    return {}

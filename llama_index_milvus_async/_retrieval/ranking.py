@@ -1,4 +1,4 @@
-"""Similarities, and the fusion of the hits of hybrid searches."""
+"""Similarities, and what ranks hits: fuses those of hybrid searches, or orders those of one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any, TypeVar
 
 from llama_index.core.schema import NodeWithScore
 from llama_index.core.vector_stores.types import VectorStoreQuery
-from pymilvus import Function, FunctionType, RRFRanker, WeightedRanker
+from pymilvus import Function, FunctionScore, RRFRanker, WeightedRanker
 
+from .._rpc import RankByFunctions
 from ..errors import ConfigurationError, QueryError
+from .rerank_functions import BOOST, FUSING, MODEL, read_functions, with_texts, with_weights_of
 
 Id = TypeVar("Id", bound=Hashable)
 
-#: Fuses on the client: query and the hits of each leg to the hits of the result, best first; may
+#: Ranks on the client: query and the hits of each leg to the hits of the result, best first; may
 #: be a coroutine function.
 ClientRanker = Callable[[VectorStoreQuery, Sequence[Sequence[NodeWithScore]]], Any]
 
@@ -31,10 +33,11 @@ def similarity(metric: str, distance: float) -> float:
 
     `COSINE`, `IP` and `BM25` are similarities already. For `L2`, the squared Euclidean distance,
     and for `HAMMING` a distance `d` becomes `1 / (1 + d)`, in (0, 1]; for `JACCARD` `1 - d`.
-    Milvus Lite gives the scores of BM25 a minus; no score of BM25 is negative.
+    Milvus Lite gives the scores of BM25 a minus; no score of BM25 is negative. A distance is
+    negative only where a ranker boosts by a sum.
     """
     if metric == "L2" or metric == "HAMMING":
-        return 1.0 / (1.0 + distance)
+        return 1.0 / (1.0 + distance) if distance >= 0 else 1.0 - distance
     if metric == "BM25":
         return abs(distance)
     return 1.0 - distance if metric == "JACCARD" else distance
@@ -55,7 +58,7 @@ class Rrf:
         return self
 
     def for_milvus(self) -> Any:
-        """The ranker as pymilvus takes it."""
+        """The ranker as requests have it."""
         return {"strategy": "rrf", "params": {"k": self.k}}
 
 
@@ -76,7 +79,7 @@ class Weighted:
         return replace(self, weights=tuple(self.weights[leg] for leg in legs))
 
     def for_milvus(self) -> Any:
-        """The ranker as pymilvus takes it."""
+        """The ranker as requests have it."""
         params = {"weights": list(self.weights), "norm_score": self.normalize}
         return {"strategy": "weighted", "params": params}
 
@@ -108,32 +111,38 @@ class RelativeScore:
         return sorted(scores.items(), key=lambda hit: -hit[1])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ServerRanker:
-    """A ranker that Milvus alone can compute: a `Function` of type `RERANK`."""
+    """A ranker that Milvus alone can compute: functions of type `RERANK`."""
 
-    function: Function
+    functions: RankByFunctions
+
+    @property
+    def fuses(self) -> bool:
+        """Whether it is for making one list of several."""
+        return any(function.kind in FUSING for function in self.functions.functions)
+
+    @property
+    def keeps_metric(self) -> bool:
+        """Whether what it gives hits is still what the metric says, a distance for `L2`.
+
+        A boost weighs that; everything else replaces it by a score that rises with relevance.
+        """
+        return all(function.kind == BOOST for function in self.functions.functions)
 
     def of_legs(self, legs: Sequence[int]) -> ServerRanker:
         """The same where only these legs, by their numbers, are searched."""
-        given = self.function
-        weights = given.params.get("weights")
-        if not isinstance(weights, (list, tuple)) or len(weights) <= max(legs):
+        return ServerRanker(with_weights_of(self.functions, list(legs)))
+
+    def of_query(self, query: VectorStoreQuery) -> ServerRanker:
+        """The same for a question, whose text a model may have to read."""
+        if all(function.kind != MODEL for function in self.functions.functions):
             return self
-        return ServerRanker(
-            Function(
-                given.name,
-                given.type,
-                given.input_field_names,
-                given.output_field_names,
-                given.description,
-                {**given.params, "weights": [weights[leg] for leg in legs]},
-            )
-        )
+        return ServerRanker(with_texts(self.functions, query.query_str or ""))
 
     def for_milvus(self) -> Any:
-        """The ranker as pymilvus takes it."""
-        return self.function
+        """The ranker as requests have it."""
+        return self.functions
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,12 +155,19 @@ class CallableRanker:
 Ranker = Rrf | Weighted | RelativeScore | ServerRanker | CallableRanker
 
 
+def only_fuses(ranker: Ranker) -> bool:
+    """Whether a ranker has nothing to do where one list of hits was found."""
+    if isinstance(ranker, ServerRanker):
+        return ranker.fuses
+    return not isinstance(ranker, CallableRanker)
+
+
 def ranker_of(value: Any, params: Any, argument: str) -> Ranker:
     """Read a ranker: a name with its parameters, a pymilvus object, or a callable.
 
     Args:
         value: `"RRFRanker"` or `"WeightedRanker"`, a pymilvus ranker, a pymilvus `Function` of
-            type `RERANK`, or a callable.
+            type `RERANK` or a `FunctionScore` of such, or a callable.
         params: The parameters of a name: `{"k": 60}` or `{"weights": [0.7, 0.3]}`.
         argument: What to call it in messages; its parameters' name is that with `_params`.
 
@@ -177,18 +193,14 @@ def ranker_of(value: Any, params: Any, argument: str) -> Ranker:
             f"{named} is {params!r}, and {argument} is not a name but a ranker, which has its own "
             "parameters; leave them out"
         )
-    if isinstance(value, Function):
-        if value.type != FunctionType.RERANK:
-            raise ConfigurationError(
-                f"{argument} is a function of type {value.type.name}; it must be of type RERANK"
-            )
-        return ServerRanker(value)
+    if isinstance(value, (Function, FunctionScore)):
+        return ServerRanker(read_functions(value, argument))
     if callable(value):
         return CallableRanker(value)
     if value not in RANKERS:
         raise ConfigurationError(
-            f"{argument} is {value!r}; it must be one of {list(RANKERS)}, a pymilvus ranker or "
-            "Function of type RERANK, or a callable"
+            f"{argument} is {value!r}; it must be one of {list(RANKERS)}, a pymilvus ranker, a "
+            "Function of type RERANK, a FunctionScore, or a callable"
         )
     known = {"RRFRanker": {"k"}, "WeightedRanker": {"weights", "norm_score"}}[value]
     unknown = sorted(set(params) - known)
@@ -200,6 +212,23 @@ def ranker_of(value: Any, params: Any, argument: str) -> Ranker:
     if not isinstance(normalize, bool):
         raise ConfigurationError(f"{named} has norm_score={normalize!r}; it must be True or False")
     return Weighted(_weights(params.get("weights", (1.0, 1.0)), named), normalize)
+
+
+def check_query_ranker(value: Any) -> None:
+    """Check a ranker for every mode; `None` is none.
+
+    Raises:
+        ConfigurationError: It is not a ranker, or one that fuses.
+    """
+    if value is None:
+        return
+    if isinstance(value, str) or only_fuses(ranker_of(value, None, "query_ranker")):
+        found = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+        raise ConfigurationError(
+            f"query_ranker is {found}; it must be a Function with reranker='decay' or 'boost', a "
+            "FunctionScore, or a callable. What fuses the hits of several searches is a "
+            "hybrid_ranker: most modes make one"
+        )
 
 
 def _rrf_k(k: Any, named: str) -> float:

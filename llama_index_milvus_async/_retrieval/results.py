@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -20,7 +20,7 @@ from .mmr import mmr
 from .modes import mmr_threshold
 from .options import SearchOptions
 from .plan import PreparedSearch, query_vector
-from .ranking import CallableRanker, RelativeScore, similarity
+from .ranking import CallableRanker, RelativeScore, ServerRanker, similarity
 
 #: Products of numbers that MMR may compute on an event loop: about a millisecond of work.
 MAX_MMR_PRODUCTS = 1_000_000
@@ -53,26 +53,27 @@ def choose_hits(search: PreparedSearch, legs: Sequence[Hits]) -> list[ScoredHits
     Returns:
         The hits of the result; or those of each leg, where a ranker of the user is to rank them.
     """
-    if isinstance(search.ranker, CallableRanker):
+    if search.ranks_here:
         return [
             ScoredHits(_all(found), _similarities(leg.metric, found))
             for leg, found in zip(search.legs, legs, strict=True)
         ]
     found, scores = _similar_enough(*_scored(search, legs), search.options)
     if search.mode.diversifies and found:
-        found, scores = _diverse(search, found)
+        chosen, scores = _diverse(search, found)
+        found = [found[position] for position in chosen]
     return [ScoredHits(found, scores)]
 
 
-def takes_long(search: PreparedSearch, legs: Sequence[Hits]) -> bool:
-    """Whether `choose_hits` takes so long that it must not run on an event loop."""
+def takes_long(search: PreparedSearch, count: int) -> bool:
+    """Whether choosing from so many hits takes so long that it must not run on an event loop."""
     if not search.mode.diversifies:
         return False
     column = search.layout.dense_column(
         search.query.embedding_field or search.layout.embedding_field
     )
     chosen = search.query.similarity_top_k + search.options.offset
-    return sum(map(len, legs)) * (column.dim or 0) * (chosen + 4) > MAX_MMR_PRODUCTS
+    return min(count, search.limit) * (column.dim or 0) * (chosen + 4) > MAX_MMR_PRODUCTS
 
 
 def node_of(search_and_hit: tuple[PreparedSearch, Hit]) -> BaseNode:
@@ -89,24 +90,49 @@ def _similarities(metric: str, hits: Hits) -> list[float]:
     return [similarity(metric, distance) for distance in hits.distances]
 
 
-def check_ranked(search: PreparedSearch, returned: Any) -> tuple[list[BaseNode], list[float]]:
-    """The nodes of a result and their scores, as a ranker of the user returned them.
+def choose_ranked(
+    search: PreparedSearch, returned: Any, found: Mapping[str, Hit]
+) -> tuple[list[BaseNode], list[float]]:
+    """The nodes of a result and their scores, of those that a ranker of the user returned.
+
+    Args:
+        search: The search.
+        returned: What the ranker returned.
+        found: The hits that it was given, by the ids of their nodes.
 
     Raises:
-        QueryError: It returned something else.
+        QueryError: It returned something else than scored nodes; or, for MMR, other nodes.
     """
     ranked: list[Any] = list(returned) if isinstance(returned, Iterable) else [None]
+    rank = cast(CallableRanker, search.ranker).rank
+    name = getattr(rank, "__qualname__", type(rank).__name__)
     if not all(isinstance(one, NodeWithScore) for one in ranked):
         if inspect.iscoroutine(returned):
             returned.close()  # else Python warns that nobody awaited it
-        rank = cast(CallableRanker, search.ranker).rank
         raise QueryError(
-            f"the ranker {rank!r} returned a {type(returned).__name__}; it must return a list of "
+            f"the ranker {name} returned a {type(returned).__name__}; it must return a list of "
             "NodeWithScore"
         )
-    ranked = ranked[search.options.offset : search.options.offset + search.limit]
-    scores = [float(one.score or 0.0) for one in ranked]
-    return _similar_enough([one.node for one in ranked], scores, search.options)
+    ranked = _page(search, ranked)
+    nodes, scores = _similar_enough(
+        [one.node for one in ranked], [float(one.score or 0.0) for one in ranked], search.options
+    )
+    if not search.mode.diversifies or not nodes:
+        return nodes, scores
+    if strange := [node.node_id for node in nodes if node.node_id not in found]:
+        raise QueryError(
+            f"the ranker {name} returned nodes that it was not given, {strange[:3]}; MMR chooses "
+            "by the embeddings of those that were found"
+        )
+    chosen, scores = _diverse(search, [found[node.node_id] for node in nodes])
+    return [nodes[position] for position in chosen], scores
+
+
+def _page(search: PreparedSearch, ranked: Sequence[T]) -> list[T]:
+    """Those of all that was ranked that are wanted."""
+    # MMR skips what it has chosen, not what it chooses from.
+    skipped = 0 if search.mode.diversifies else search.options.offset
+    return list(ranked[skipped : skipped + search.limit])
 
 
 def _similar_enough(
@@ -124,19 +150,25 @@ def _scored(search: PreparedSearch, legs: Sequence[Hits]) -> tuple[list[Hit], li
     """The hits of the result and their similarities."""
     if len(legs) == 1:
         [found] = legs
-        if search.hybrid is not None:
-            return _all(found), list(found.distances)
-        return _all(found), _similarities(search.legs[0].metric, found)
+        ranker = search.ranker
+        if search.hybrid is not None or (
+            isinstance(ranker, ServerRanker) and not ranker.keeps_metric
+        ):
+            scores = list(found.distances)
+        else:
+            scores = _similarities(search.legs[0].metric, found)
+        if search.is_paged:
+            return _all(found), scores
+        return _page(search, _all(found)), _page(search, scores)
     hit_of = {hits.ids[position]: (hits, position) for leg in legs for hits, position in _all(leg)}
     pairs = [list(zip(leg.ids, leg.distances, strict=True)) for leg in legs]
     fused = cast(RelativeScore, search.ranker).fuse(pairs, [leg.metric for leg in search.legs])
-    skipped = 0 if search.mode.diversifies else search.options.offset
-    fused = fused[skipped : skipped + search.limit]
+    fused = _page(search, fused)
     return [hit_of[one] for one, _ in fused], [score for _, score in fused]
 
 
-def _diverse(search: PreparedSearch, hits: Sequence[Hit]) -> tuple[list[Hit], list[float]]:
-    """Choose by maximal marginal relevance."""
+def _diverse(search: PreparedSearch, hits: Sequence[Hit]) -> tuple[list[int], list[float]]:
+    """Choose by maximal marginal relevance: positions of hits, and the scores of the choice."""
     query, options = search.query, search.options
     column = search.layout.dense_column(query.embedding_field or search.layout.embedding_field)
     chosen, scores = mmr(
@@ -145,8 +177,7 @@ def _diverse(search: PreparedSearch, hits: Sequence[Hit]) -> tuple[list[Hit], li
         query.similarity_top_k + options.offset,
         mmr_threshold(query, options),
     )
-    chosen, scores = chosen[options.offset :], scores[options.offset :]
-    return [hits[position] for position in chosen], scores
+    return chosen[options.offset :], scores[options.offset :]
 
 
 def _vectors(hits: Sequence[Hit], column: Column) -> npt.NDArray[Any]:

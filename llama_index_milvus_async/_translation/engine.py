@@ -118,8 +118,17 @@ class Engine:
     has_multi_analyzers = Capability(
         (2, 5, 11), None, "has one analyzer for all texts of a field", "has several"
     )
-    #: Older servers take a `Function` of type RERANK and ignore it.
-    has_rerank_functions = Capability((2, 6), _ALWAYS, "has no functions that rerank", "have them")
+    #: Older servers, and Milvus Lite 2, take functions of type RERANK and ignore them.
+    has_rerank_functions = Capability(
+        (2, 6),
+        _ALWAYS,
+        "has no functions that rerank",
+        "have them; a callable ranks on every engine",
+    )
+    #: Milvus Lite finds no key of the dynamic field where it evaluates the filter of a boost.
+    boosts_by_any_metadata = Capability(
+        (2, 6), None, "sees only columns there", "sees all metadata"
+    )
 
     # Searches
 

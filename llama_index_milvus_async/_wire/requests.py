@@ -10,11 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 import orjson
-from pymilvus import DataType, Function, FunctionScore
-from pymilvus.client.prepare import Prepare
-from pymilvus.grpc_gen import common_pb2, milvus_pb2
+from pymilvus import DataType, FunctionType
+from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
-from .._rpc import HybridSearch, Insert, Query, Row, Search, WrittenColumn
+from .._rpc import HybridSearch, Insert, Query, RankByFunctions, Row, Search, WrittenColumn
 
 # The keys are plain numbers, because hashing a member of an enumeration costs ten times as much.
 #: Where the values of a scalar column are in `schema.proto`'s ScalarField.
@@ -200,7 +199,7 @@ def hybrid_search(
         **options,
     }
     ranker, function_score = request.ranker, None
-    if isinstance(ranker, (Function, FunctionScore)):
+    if isinstance(ranker, RankByFunctions):
         function_score = _function_score(ranker)
     else:
         rank_params |= ranker
@@ -245,6 +244,7 @@ def _search(
         dsl=request.expression,
         dsl_type=common_pb2.DslType.BoolExprV1,
         search_params=_pairs(entries),
+        function_score=None if request.ranker is None else _function_score(request.ranker),
     )
 
 
@@ -257,10 +257,19 @@ def _placeholders(data_type: DataType, data: Sequence[bytes | str]) -> bytes:
     return bytes(group.SerializeToString())
 
 
-def _function_score(ranker: Function | FunctionScore) -> Any:
-    if isinstance(ranker, FunctionScore):
-        return Prepare.function_score_schema(ranker)
-    return Prepare.ranker_to_function_score(ranker)
+def _function_score(ranker: RankByFunctions) -> Any:
+    """A `FunctionScore`."""
+    functions = [
+        schema_pb2.FunctionSchema(
+            name=function.name,
+            type=int(FunctionType.RERANK),
+            description=function.description,
+            input_field_names=function.input_fields,
+            params=_pairs(dict(function.params)),
+        )
+        for function in ranker.functions
+    ]
+    return schema_pb2.FunctionScore(functions=functions, params=_pairs(dict(ranker.params)))
 
 
 def _pairs(values: Mapping[str, Any]) -> Iterable[Any]:

@@ -149,7 +149,7 @@ FORMS = {
 async def test_every_form_of_encoder(make_encoded, coloured, form):
     """Called once for all nodes of an add, and for all queries of a `query_many`."""
     encoder, calls = FORMS[form]()
-    store = coloured(make_encoded(encoder))
+    store = coloured(make_encoded(encoder, hybrid_ranker=WeightedRanker(0.5, 0.75)))
     assert await store.add(NODES) == list(BY_ID)
     assert calls == [[node.text for node in NODES]]
     calls.clear()
@@ -157,7 +157,7 @@ async def test_every_form_of_encoder(make_encoded, coloured, form):
     texts = [TEXT, "hazel", "daisy grass"]
     modes = [SPARSE, TEXT_SEARCH, HYBRID]
     queries = [query_for(mode, query_str=text) for mode, text in zip(modes, texts, strict=True)]
-    results = await store.query_many(queries, milvus_ranker=WeightedRanker(0.5, 0.75))
+    results = await store.query_many(queries)
     assert sorted(text for call in calls for text in call) == sorted(texts)
     assert len(calls) == (3 if form == "core" else 1)
 

@@ -169,7 +169,7 @@ async def test_groups_that_are_not_full_are_left_out(encoded, coloured):
 async def test_groups_are_refused_where_milvus_does_not_rank(
     either, coloured, mode, kwargs, options
 ):
-    with pytest.raises(QueryError, match="group_by_field: a hybrid search groups where Milvus"):
+    with pytest.raises(QueryError, match="group_by_field: Milvus groups where it ranks itself"):
         await coloured(either.store).query(
             query_for(mode, **kwargs), group_by_field="kind", **options
         )

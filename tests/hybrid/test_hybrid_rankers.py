@@ -24,6 +24,7 @@ from tests.hybrid.corpus import (
     HYBRID,
     MMR,
     SPARSE,
+    TEXT_SEARCH,
     N,
     assert_best,
     best,
@@ -244,11 +245,45 @@ async def test_a_ranker_that_is_assigned_is_the_next_query_s(on_encoded, encoded
 
 
 @lite
-async def test_mmr_takes_no_callable(either, coloured):
-    with pytest.raises(QueryError, match="mmr_over='hybrid' does not take a callable as ranker"):
-        await coloured(either.store).query(
-            query_for(MMR), mmr_over="hybrid", milvus_ranker=rrf_here(60)
-        )
+async def test_mmr_chooses_from_what_a_callable_leaves(either, coloured):
+    store, query = coloured(either.store), query_for(MMR, similarity_top_k=3)
+    options = {"mmr_over": "hybrid", "mmr_prefetch_k": 8}
+    result = await store.query(query, milvus_ranker=rrf_here(60), **options)
+    expected = await store.query(query, milvus_ranker=RRFRanker(60), **options)
+    assert (result.ids, result.similarities) == (expected.ids, expected.similarities)
+
+
+@lite
+@pytest.mark.parametrize("mode", [SPARSE, TEXT_SEARCH])
+async def test_one_sparse_search_is_ranked(either, coloured, mode):
+    """Milvus Lite gives the scores of BM25 a minus, boosted ones too, and others none."""
+    store, query = coloured(either.store), query_for(mode, similarity_top_k=5)
+    plain = await store.query(query_for(mode, similarity_top_k=N))
+    found = list(zip(plain.ids, plain.similarities, strict=True))
+
+    def best_by(weight):
+        weighed = [(i, score * weight(BY_ID[i].metadata["year"])) for i, score in found]
+        return sorted(weighed, key=lambda hit: -hit[1])[:5]
+
+    decay = {"reranker": "decay", "function": "exp", "origin": 1920, "scale": 10}
+    for ranker, expected in (
+        (
+            Function("r", FunctionType.RERANK, ["year"], params=decay),
+            best_by(lambda year: 0.5 ** (abs(year - 1920) / 10)),
+        ),
+        (
+            rerank(reranker="boost", filter="year > 1920", weight=7),
+            best_by(lambda year: 7 if year > 1920 else 1),
+        ),
+        (
+            lambda query, legs: sorted(legs[0], key=lambda hit: hit.node.metadata["year"]),
+            sorted(found, key=lambda hit: BY_ID[hit[0]].metadata["year"])[:5],
+        ),
+    ):
+        result = await store.query(query, milvus_ranker=ranker, ranker_prefetch_k=N)
+        scores = [score for _, score in expected]
+        assert result.similarities == pytest.approx(scores, abs=FULL_PRECISION)
+        assert len(set(scores)) < 5 or result.ids == [i for i, _ in expected]
 
 
 @lite
