@@ -25,7 +25,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import VectorStoreQuery
 
 import tests  # Before the package: it takes MILVUS_URI out of the environment.
-from examples.async_rag import load_embed_model
+from examples.shared import load_embed_model
 from llama_index_milvus_async import CoalescingEmbedding, MilvusVectorStore
 
 from .retrieval import version_of

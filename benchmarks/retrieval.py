@@ -36,7 +36,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
 import tests  # Before pymilvus: it takes MILVUS_URI out of the environment.
-from examples.async_rag import DATA, INSTALL, DemoError, load_embed_model, positive, read_passages
+from examples.shared import DATA, INSTALL, DemoError, load_embed_model, positive, read_passages
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async.errors import MilvusVectorStoreError
 

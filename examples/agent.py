@@ -16,25 +16,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-INSTALL = 'pip install "llama-index-milvus-async[examples]"'
+from shared import (
+    QUESTIONS,
+    DemoError,
+    add_question_arguments,
+    add_store_arguments,
+    count,
+    indented,
+    load_embed_model,
+    load_llm,
+    no_answer,
+    run_program,
+    what_it_needs,
+)
 
-try:
-    from async_rag import (
-        QUESTIONS,
-        DemoError,
-        count,
-        indented,
-        load_embed_model,
-        load_llm,
-        no_answer,
-        positive,
-    )
+with what_it_needs("agent.py"):
     from llama_index.core.agent.workflow import AgentOutput, FunctionAgent, ToolCallResult
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.base.llms.types import ToolCallBlock
@@ -47,9 +48,6 @@ try:
 
     from llama_index_milvus_async import MilvusVectorStore
     from llama_index_milvus_async.errors import MilvusVectorStoreError
-except ImportError as error:
-    print(f"agent.py: {error}. Install what it needs: {INSTALL}", file=sys.stderr)
-    sys.exit(2)
 
 SYSTEM_PROMPT = (
     "You answer questions from a collection of documents. Search it before you answer, in other "
@@ -58,73 +56,6 @@ SYSTEM_PROMPT = (
 )
 #: Seconds for a question, all calls of the language model included.
 TIMEOUT = 120.0
-
-
-def main() -> None:
-    """Build the agent, ask the questions, print what it did."""
-    args = parse_arguments()
-    llm = load_llm(args.llm_model, args.api_base)
-    if llm is None:
-        print("Without OPENAI_API_KEY a mock takes the place of the language model.")
-    if args.uri.endswith(".db") and not Path(args.uri).exists():
-        raise DemoError(f"There is no {args.uri}; make it with ingest_folder.py FOLDER.")
-    embed_model = load_embed_model(args.embed_model)
-    store = MilvusVectorStore(
-        uri=args.uri,
-        token=args.token or os.environ.get("MILVUS_TOKEN", ""),
-        collection_name=args.collection,
-        dim=len(embed_model.get_query_embedding("How many dimensions?")),
-    )
-    outputs = asyncio.run(ask_all(store, embed_model, llm or mock_llm(), args))
-    for number, (question, (answer, calls)) in enumerate(
-        zip(args.question, outputs, strict=True), start=1
-    ):
-        print(f"\n{number}. {question}")
-        for call in calls:
-            print(f"   {call.tool_name}({', '.join(map(repr, call.tool_kwargs.values()))})")
-        print(indented(str(answer)))
-    searches = sum(len(calls) for _, calls in outputs)
-    print(f"\n{count(args.question, 'question')}, {searches} searches.")
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line; a mistake in it ends the program with status 2."""
-    parser = argparse.ArgumentParser(
-        description="Ask an agent that looks things up in a collection of ingest_folder.py."
-    )
-    add = parser.add_argument
-    add("--question", action="append", metavar="TEXT", help="may be given several times")
-    add("--top-k", type=positive, default=3, metavar="N", help="passages of a search (%(default)s)")
-    uri = os.environ.get("MILVUS_URI") or "./examples.db"
-    add("--uri", default=uri, help="server, or file of Milvus Lite (MILVUS_URI; %(default)s)")
-    add("--token", help="user:password or API key of the server (MILVUS_TOKEN)")
-    add("--collection", default="documents", help="what ingest_folder.py filled (%(default)s)")
-    add("--embed-model", metavar="MODEL", help="the one that ingest_folder.py was given")
-    add("--llm-model", default="gpt-4.1-mini", help="asked with OPENAI_API_KEY (%(default)s)")
-    add("--api-base", metavar="URL", help="endpoint of the language model (OPENAI_API_BASE)")
-    args = parser.parse_args()
-    args.question = args.question or QUESTIONS
-    return args
-
-
-async def ask_all(
-    store: MilvusVectorStore, embed_model: BaseEmbedding, llm: LLM, args: argparse.Namespace
-) -> list[tuple[AgentOutput, list[ToolCallResult]]]:
-    """Ask all questions at the same time, then close the store."""
-    async with store:
-        agent = FunctionAgent(
-            tools=[search_tool(store, embed_model, args.top_k)],
-            llm=llm,
-            system_prompt=SYSTEM_PROMPT,
-            streaming=False,
-            timeout=TIMEOUT,
-        )
-        asked = [ask(agent, question) for question in args.question]
-        outcomes = await asyncio.gather(*asked, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return outcomes
 
 
 def search_tool(store: MilvusVectorStore, embed_model: BaseEmbedding, top_k: int) -> FunctionTool:
@@ -151,6 +82,26 @@ def search_tool(store: MilvusVectorStore, embed_model: BaseEmbedding, top_k: int
     return FunctionTool.from_defaults(async_fn=search_documents)
 
 
+async def ask_all(
+    store: MilvusVectorStore, embed_model: BaseEmbedding, llm: LLM, args: argparse.Namespace
+) -> list[tuple[AgentOutput, list[ToolCallResult]]]:
+    """Ask all questions at the same time, then close the store."""
+    async with store:
+        agent = FunctionAgent(
+            tools=[search_tool(store, embed_model, args.top_k)],
+            llm=llm,
+            system_prompt=SYSTEM_PROMPT,
+            streaming=False,
+            timeout=TIMEOUT,
+        )
+        asked = [ask(agent, question) for question in args.question]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return outcomes
+
+
 async def ask(agent: FunctionAgent, question: str) -> tuple[AgentOutput, list[ToolCallResult]]:
     """Run the workflow for a question; returns the answer and the searches that led to it."""
     handler = agent.run(question)
@@ -166,6 +117,45 @@ async def ask(agent: FunctionAgent, question: str) -> tuple[AgentOutput, list[To
         if isinstance(call.tool_output.exception, (DemoError, MilvusVectorStoreError)):
             raise call.tool_output.exception
     return answer, calls
+
+
+def main() -> None:
+    """Build the agent, ask the questions, print what it did."""
+    args = parse_arguments()
+    llm = load_llm(args.llm_model, args.api_base)
+    if llm is None:
+        print("Without OPENAI_API_KEY a mock takes the place of the language model.")
+    if args.uri.endswith(".db") and not Path(args.uri).exists():
+        raise DemoError(f"There is no {args.uri}; make it with ingest_folder.py FOLDER.")
+    embed_model = load_embed_model(args.embed_model)
+    store = MilvusVectorStore(
+        uri=args.uri,
+        token=args.token,
+        collection_name=args.collection,
+        dim=len(embed_model.get_query_embedding("How many dimensions?")),
+    )
+    outputs = asyncio.run(ask_all(store, embed_model, llm or mock_llm(), args))
+    for number, (question, (answer, calls)) in enumerate(
+        zip(args.question, outputs, strict=True), start=1
+    ):
+        print(f"\n{number}. {question}")
+        for call in calls:
+            print(f"   {call.tool_name}({', '.join(map(repr, call.tool_kwargs.values()))})")
+        print(indented(str(answer)))
+    searches = sum(len(calls) for _, calls in outputs)
+    print(f"\n{count(args.question, 'question')}, {searches} searches.")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; a mistake in it ends the program with status 2."""
+    parser = argparse.ArgumentParser(
+        description="Ask an agent that looks things up in a collection of ingest_folder.py."
+    )
+    add_question_arguments(parser)
+    add_store_arguments(parser, "./examples.db", "documents")
+    args = parser.parse_args()
+    args.question = args.question or QUESTIONS
+    return args
 
 
 def mock_llm() -> LLM:
@@ -185,18 +175,8 @@ def mock_llm() -> LLM:
 
 
 def run() -> int:
-    """Run `main` and turn what a user can mend into a sentence."""
-    sys.stdout.reconfigure(line_buffering=True, errors="replace")
-    try:
-        main()
-    except (DemoError, MilvusVectorStoreError) as error:
-        problem = str(error)
-    except ImportError as error:
-        problem = f"{error}. Install what it needs: {INSTALL}"
-    else:
-        return 0
-    print(f"agent.py: {problem}", file=sys.stderr)
-    return 2
+    """Run the program; returns its exit status."""
+    return run_program("agent.py", main)
 
 
 if __name__ == "__main__":

@@ -26,22 +26,17 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Annotated, Any
 
-INSTALL = 'pip install "llama-index-milvus-async[examples]"'
+from examples.shared import INSTALL, DemoError, load_embed_model, what_it_needs
 
-try:
+with what_it_needs("fastapi_service.py"):
     from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from llama_index.core.base.embeddings.base import BaseEmbedding
-    from llama_index.core.node_parser import SentenceSplitter
-    from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
-    from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
-    from pydantic import BaseModel, Field
 
-    from examples.async_rag import CHUNK_OVERLAP, CHUNK_SIZE, DemoError, load_embed_model
+    from examples.library import Document, DocumentId, Found, Library, Mode, Stored, Text
     from llama_index_milvus_async import CoalescingEmbedding, MilvusVectorStore
     from llama_index_milvus_async.errors import (
         FilterError,
@@ -51,9 +46,6 @@ try:
         RequestTimeoutError,
         UnreachableError,
     )
-except ImportError as error:
-    print(f"fastapi_service.py: {error}. Install what it needs: {INSTALL}", file=sys.stderr)
-    sys.exit(2)
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -63,102 +55,51 @@ logger = logging.getLogger("uvicorn.error")  # uvicorn's log of everything but r
 #: Seconds that Milvus has to answer /health.
 HEALTH_TIMEOUT = 3.0
 
-Text = Annotated[str, Field(min_length=1, max_length=1_000_000, pattern=r"\S")]
-DocumentId = Annotated[str, Field(min_length=1, max_length=500)]
-Mode = Literal["default", "mmr", "text_search", "sparse", "hybrid"]
 
+def create_app(embed_model: BaseEmbedding | None = None) -> Service:
+    """Build the service.
 
-class Document(BaseModel):
-    """What a client stores; a document with the same id is replaced."""
+    Args:
+        embed_model: By default that of `async_rag.py`, loaded when the service starts.
 
-    id: DocumentId
-    text: Text
-    metadata: dict[str, Any] = {}
+    Raises:
+        ValueError: One of the settings is not allowed.
+    """
+    configured = MilvusVectorStore(
+        uri=os.environ.get("MILVUS_URI") or "./fastapi_service.db",
+        token=os.environ.get("MILVUS_TOKEN", ""),
+        collection_name=os.environ.get("MILVUS_COLLECTION", "fastapi_service"),
+        enable_sparse=os.environ.get("MILVUS_SPARSE", "1") != "0",
+        upsert_mode=True,
+        # A server that was lost is looked for this long, and then a request fails.
+        timeout=float(os.environ.get("MILVUS_TIMEOUT", "10")),
+    )
 
+    @asynccontextmanager
+    async def lifespan(app: Service) -> AsyncIterator[dict[str, Any]]:
+        try:
+            model = embed_model or await asyncio.to_thread(load_embed_model, None)
+        except DemoError as error:
+            app.problem = str(error)
+            raise
+        except ImportError as error:
+            app.problem = f"{error}. Install what the embedding model needs: {INSTALL}"
+            raise
 
-class Stored(BaseModel):
-    """The answer to a document."""
+        coalescing = CoalescingEmbedding(model)
+        sample = await coalescing.aget_query_embedding("How many dimensions?")
+        async with aclosing(configured.model_copy(update={"dim": len(sample)})) as store:
+            try:
+                await store.aconnect()
+            except MilvusVectorStoreError as error:
+                logger.error("%s. The service starts, and tries again at each request.", error)
+            yield {"library": Library(store, coalescing)}
 
-    id: str
-    passages: int
-
-
-class Found(BaseModel):
-    """A passage that a search has found."""
-
-    document: str | None
-    score: float
-    text: str
-    metadata: dict[str, Any]
-
-
-class Library:
-    """Documents in a store, in passages of a size that the embedding model reads."""
-
-    def __init__(self, store: MilvusVectorStore, embed_model: CoalescingEmbedding) -> None:
-        self.store = store
-        self.embed_model = embed_model
-        self._splitter = SentenceSplitter(chunk_size=CHUNK_SIZE, chunk_overlap=CHUNK_OVERLAP)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    async def put(self, document: Document) -> int:
-        """Store a document in place of a former one of its id; returns the number of passages.
-
-        The former one stays where this one is refused, and is never missing in between.
-        """
-        texts = await asyncio.to_thread(self._splitter.split_text, document.text)
-        embeddings = await self.embed_model.aget_text_embedding_batch(texts)
-        source = RelatedNodeInfo(node_id=document.id, metadata={"passages": len(texts)})
-        nodes = [
-            TextNode(
-                id_=_passage_id(document.id, number),
-                text=text,
-                embedding=embedding,
-                metadata=document.metadata,
-                relationships={NodeRelationship.SOURCE: source},
-            )
-            for number, (text, embedding) in enumerate(zip(texts, embeddings, strict=True))
-        ]
-        async with self._lock(document.id):
-            former = await self.store.aget_nodes([_passage_id(document.id, 0)])
-            await self.store.async_add(nodes)
-            if former and former[0].source_node is not None:
-                count = former[0].source_node.metadata.get("passages", 0)
-                surplus = range(len(nodes), count)
-                await self.store.adelete_nodes([_passage_id(document.id, n) for n in surplus])
-        return len(nodes)
-
-    async def delete(self, document_id: str) -> None:
-        """Delete a document; that it is not there is no error."""
-        async with self._lock(document_id):
-            await self.store.adelete(document_id)
-
-    async def search(self, text: str, top_k: int, mode: Mode) -> list[Found]:
-        """Find the passages nearest to a text, best first."""
-        embedding = None
-        if mode not in ("text_search", "sparse"):
-            embedding = await self.embed_model.aget_query_embedding(text)
-        query = VectorStoreQuery(
-            query_str=text,
-            query_embedding=embedding,
-            mode=VectorStoreQueryMode(mode),
-            similarity_top_k=top_k,
-            sparse_top_k=top_k,
-            hybrid_top_k=top_k,
-        )
-        result = await self.store.aquery(query)
-        return [
-            Found(document=n.ref_doc_id, score=score, text=n.get_content(), metadata=n.metadata)
-            for n, score in zip(result.nodes or [], result.similarities or [], strict=True)
-        ]
-
-    def _lock(self, document_id: str) -> asyncio.Lock:
-        """Versions of a document are written one after the other, or their passages would mix."""
-        return self._locks.setdefault(document_id, asyncio.Lock())
-
-
-def _passage_id(document_id: str, number: int) -> str:
-    return f"{document_id}#{number}"
+    app = Service(title="Search on Milvus", lifespan=lifespan)
+    app.include_router(router)
+    app.add_exception_handler(MilvusVectorStoreError, answer_store_error)
+    app.add_exception_handler(RequestValidationError, answer_bad_request)
+    return app
 
 
 def library_of(request: Request) -> Library:
@@ -247,52 +188,6 @@ class Service(FastAPI):
             await send(message)
 
         await super().__call__(scope, receive, tell if scope["type"] == "lifespan" else send)
-
-
-def create_app(embed_model: BaseEmbedding | None = None) -> Service:
-    """Build the service.
-
-    Args:
-        embed_model: By default that of `async_rag.py`, loaded when the service starts.
-
-    Raises:
-        ValueError: One of the settings is not allowed.
-    """
-    configured = MilvusVectorStore(
-        uri=os.environ.get("MILVUS_URI") or "./fastapi_service.db",
-        token=os.environ.get("MILVUS_TOKEN", ""),
-        collection_name=os.environ.get("MILVUS_COLLECTION", "fastapi_service"),
-        enable_sparse=os.environ.get("MILVUS_SPARSE", "1") != "0",
-        upsert_mode=True,
-        # A server that was lost is looked for this long, and then a request fails.
-        timeout=float(os.environ.get("MILVUS_TIMEOUT", "10")),
-    )
-
-    @asynccontextmanager
-    async def lifespan(app: Service) -> AsyncIterator[dict[str, Any]]:
-        try:
-            model = embed_model or await asyncio.to_thread(load_embed_model, None)
-        except DemoError as error:
-            app.problem = str(error)
-            raise
-        except ImportError as error:
-            app.problem = f"{error}. Install what the embedding model needs: {INSTALL}"
-            raise
-
-        coalescing = CoalescingEmbedding(model)
-        sample = await coalescing.aget_query_embedding("How many dimensions?")
-        async with aclosing(configured.model_copy(update={"dim": len(sample)})) as store:
-            try:
-                await store.aconnect()
-            except MilvusVectorStoreError as error:
-                logger.error("%s. The service starts, and tries again at each request.", error)
-            yield {"library": Library(store, coalescing)}
-
-    app = Service(title="Search on Milvus", lifespan=lifespan)
-    app.include_router(router)
-    app.add_exception_handler(MilvusVectorStoreError, answer_store_error)
-    app.add_exception_handler(RequestValidationError, answer_bad_request)
-    return app
 
 
 try:
