@@ -52,11 +52,11 @@ DEFAULT_MAX_IN_FLIGHT = 8
 class MilvusVectorStore(MaintainedStore):
     """LlamaIndex nodes in Milvus, async first.
 
-    A drop-in for `llama_index.vector_stores.milvus.MilvusVectorStore`: the arguments have its
-    names and order, their defaults but that of `upsert_mode`, and the rows its layout.
+    A drop-in for `llama_index.vector_stores.milvus.MilvusVectorStore`: arguments keep their
+    names, order and defaults, except the default of `upsert_mode`, and rows keep their layout.
 
-    The constructor checks its arguments and does no I/O. The first operation makes the store
-    ready: it connects, finds or creates the collection and its index, and loads it. One object
+    The constructor checks its arguments and does no I/O. The first operation initializes the
+    store: it connects, finds or creates the collection and its index, and loads it. One object
     serves any number of event loops and threads. The async methods (`async_add`,
     `aquery`, ...) do not block the event loop; the others (`add`, `query`, ...) block the
     calling thread until Milvus has answered, inside a running loop as well.
@@ -66,10 +66,10 @@ class MilvusVectorStore(MaintainedStore):
     `hybrid_ranker_params`, `query_ranker` and `use_async_client`. The others are fixed:
     `model_copy(update={...})` builds a store with other ones.
 
-    Every operation raises a
-    [`MilvusVectorStoreError`][llama_index_milvus_async.errors.MilvusVectorStoreError] where it
-    fails, and no other exception of Milvus or gRPC. The one that initializes the store may raise
-    what `connect` does, and all raise `StoreClosedError` once the store is closed.
+    An operation that fails raises a
+    [`MilvusVectorStoreError`][llama_index_milvus_async.errors.MilvusVectorStoreError], never an
+    exception of Milvus or gRPC. The one that initializes the store may raise what `connect` does,
+    and all raise `StoreClosedError` once the store is closed.
 
     Args:
         uri: Address of a server (`"http://localhost:19530"`, an `https` address of Zilliz
@@ -98,7 +98,7 @@ class MilvusVectorStore(MaintainedStore):
         sparse_embedding_field: Column of the sparse embeddings.
         sparse_embedding_function: Who computes them: Milvus itself by a
             [`BM25BuiltInFunction`][llama_index_milvus_async.sparse.BM25BuiltInFunction] over
-            `text_key`, which is the default and needs Milvus 2.5; or this side, by a
+            `text_key`, which is the default and needs Milvus 2.5; or this process, by a
             [`BaseSparseEmbeddingFunction`][llama_index_milvus_async.sparse.BaseSparseEmbeddingFunction],
             LlamaIndex's `BaseSparseEmbedding`, or a pair of functions (plain or `async`) that
             make of a list of texts a list of `{index: value}`, of queries and of documents.
@@ -106,7 +106,7 @@ class MilvusVectorStore(MaintainedStore):
             the column's name, keeps it; it is not stored as metadata. The function is called once
             for the other texts of a batch, one call at a time on each event loop, and never on
             the loop unless it is asynchronous; blocking calls in several threads call it at the
-            same time. A store rebuilt of a dump has to be given it again.
+            same time. Pass it again to a store that is rebuilt from `to_dict`.
         index_management: Whether to create a missing index.
         batch_size: Most rows of one insert; its bytes are bounded besides.
         index_config: `index_type` (default `"FLAT"`), `metric_type` and the parameters of the
@@ -133,9 +133,10 @@ class MilvusVectorStore(MaintainedStore):
         use_async_client: Without it, the async methods run the sync client in a
             thread.
         id_field: Column of the node ids, the primary key.
-        timeout: Seconds for each RPC, further attempts included; `None` bounds their number, not
-            their time. Operations have a `timeout` of their own, whose `None` means this one.
-        max_in_flight: RPCs under way at once on each event loop.
+        timeout: Seconds for one RPC, including its retries. `None`: no deadline; the store gives up
+            some 15 seconds after it lost the connection, and waits for ever for a frozen server.
+            Operations have a `timeout` of their own, whose `None` means this one.
+        max_in_flight: How many RPCs are sent at the same time on each event loop.
         dense_fields: Further dense embeddings: column name to settings, `dim` and optionally
             `metric_type`, `type` (`DataType.FLOAT_VECTOR`, `FLOAT16_VECTOR`, `BFLOAT16_VECTOR`,
             `INT8_VECTOR` or `BINARY_VECTOR`), `index_type` and parameters of the index. A node
@@ -168,8 +169,8 @@ class MilvusVectorStore(MaintainedStore):
         num_partitions: How many partitions those are; Milvus' own number is 16. Milvus Lite has 16.
         partition_key_isolation: Whether each value of the partition key has an index of its own,
             where every search filters by one value. Needs Milvus 2.5.
-        description: What a new collection says of itself. Milvus Lite keeps neither that nor the
-            shards.
+        description: The description of a new collection. Milvus Lite keeps neither it nor the
+            number of shards.
         query_ranker: What ranks the hits of every search, in each mode: a `Function` of type
             `RERANK` that decays, boosts or asks a model, or a `FunctionScore`, which need Milvus
             2.6 or Milvus Lite 3; or a callable as for `hybrid_ranker`, which works everywhere, such
@@ -286,7 +287,7 @@ class MilvusVectorStore(MaintainedStore):
                 text, id or metadata that Milvus cannot hold. Nothing was written.
             PartialWriteError: A batch failed after others were written.
             WriteOutcomeUnknownError: With `upsert_mode=False`, the connection was lost, or the
-                time was over, during an insert, which must not be repeated. It has the ids.
+                time was over, during an insert, which must not be repeated. The error has the ids.
             ServerError: Milvus refused or could not be reached.
         """
         options = self._write_options("add", add_kwargs)
@@ -295,7 +296,7 @@ class MilvusVectorStore(MaintainedStore):
     async def async_add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Write nodes without blocking the event loop; see `add`.
 
-        Several batches are under way at once, up to `max_in_flight`.
+        Up to `max_in_flight` batches are sent at the same time.
         """
         options = self._write_options("async_add", add_kwargs)
         return await self._await("async_add", operations.add, nodes, options)
@@ -313,7 +314,7 @@ class MilvusVectorStore(MaintainedStore):
 
         Raises:
             ConfigurationError: A keyword argument is unknown or not allowed.
-            QueryError: An id is not a text; nothing is deleted.
+            QueryError: An id is not a string; nothing is deleted.
             FilterError: The collection has no document ids.
             ServerError: Milvus refused or could not be reached.
         """
@@ -436,8 +437,8 @@ class MilvusVectorStore(MaintainedStore):
                 are given, and `similarity_top_k` otherwise. The legs of a hybrid search find
                 exactly `similarity_top_k` dense and `sparse_top_k` sparse candidates; a text
                 without a word that the sparse side knows has no sparse ones. `alpha` weighs
-                their scores, each leg's relative to its least and most, 1 being dense alone and
-                0 sparse alone; without it the ranker decides.
+                the scores of the legs, each scaled to 0..1: 1 is dense only, 0 is sparse only;
+                without it the ranker decides.
                 `embedding_field` and `output_fields` replace the store's.
             **kwargs: `milvus_partition_names` (str or list); `milvus_scalar_filters`;
                 `milvus_search_config` (dict) in place of the store's `search_config`, also with
