@@ -79,7 +79,10 @@ def test_names_of_indexes_are_such_as_milvus_takes() -> None:
     ("indexes", "message"),
     [
         (["author"], "metadata_indexes is .* it must be a dictionary of metadata key to type"),
-        ({"a": DataType.INT64}, r"metadata_indexes\['a'\] has type=.*; allowed DataTypes are BOOL, DOUBLE"),
+        (
+            {"a": DataType.INT64},
+            r"metadata_indexes\['a'\] has type=.*; allowed DataTypes are BOOL, DOUBLE",
+        ),
         ({"a": DataType.ARRAY}, r"metadata_indexes\['a'\] has no element_type"),
         ({"a": {"type": "BOOL", "element_type": "BOOL"}}, "only an ARRAY has one"),
         ({"a": {"type": "BOOL", "index": True}}, r"has 'index'; it takes \['type', 'element_type'"),
