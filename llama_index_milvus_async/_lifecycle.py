@@ -439,3 +439,15 @@ def blocking_backend(store: ConnectedStore) -> Iterator[Backend]:
     connections.check_open()
     with open_lock(connections.address):
         yield connections.blocking()
+
+
+def changes_of_file(store: ConnectedStore) -> tuple[int, float] | None:
+    """What becomes another value with each change of a collection; `None` where nobody knows.
+
+    It is known of a file of Milvus Lite, which only this process can have open.
+    """
+    connections = store._connections  # noqa: SLF001
+    if not connections.address.is_lite:
+        return None
+    memory = connections.memory(store.collection_name)
+    return memory.writes, memory.deleted_at

@@ -15,7 +15,7 @@ from .._operations import Ready
 from .._retrieval.values import check_count, check_flag
 from ..store import MilvusVectorStore
 from ._ids import MAX_SHOWN_IDS, STRONG, IdOrder, merged
-from ._progress import Meter, ProgressCallback, check_callback
+from ._progress import Meter, ProgressCallback, check_callback, count_of
 from ._sides import open_source
 
 #: Nodes that are read at a time.
@@ -70,9 +70,11 @@ class CheckReport:
     def __str__(self) -> str:
         """What was found, and what to do, for people."""
         if self.is_equal:
-            return f"equal: {self.source_count:,} nodes in both"
-        lines = [f"not equal: {self.source_count:,} nodes in the source, {self.target_count:,} in "]
-        lines[0] += "the target"
+            return f"equal: {count_of(self.source_count)} in both"
+        lines = [
+            f"not equal: {count_of(self.source_count)} in the source, {self.target_count:,} in the "
+            "target"
+        ]
         if self.missing_count:
             lines.append(
                 f"  {self.missing_count:,} missing in the target: {_shown(self.missing)}\n"

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any, TypeAlias, cast
 
@@ -15,10 +15,11 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from .._concurrency.drivers import acall, gather_or_cancel, is_asynchronous, run_on_own_loop
+from .._lifecycle import changes_of_file
 from .._retrieval.values import check_count, check_flag, described
 from ..errors import CollectionError, ConfigurationError, MigrationError, NodeError
 from ..store import MilvusVectorStore
-from ._ids import STRONG, Comparison, IdOrder, PresentIds, compare_ids
+from ._ids import STRONG, Comparison, IdDigest, IdOrder, PresentIds, compare_ids
 from ._progress import Meter, ProgressCallback, check_callback, count_of
 from ._sides import Vectors, check_fit, check_store, named, open_source, open_target
 
@@ -190,6 +191,8 @@ class _Copy:
         self._transform = transform
         self._vectors = vectors
         self._order = order
+        # What the source's file was like when its ids were read.
+        self._since: object = None
         self._meter = Meter("copy", None, None)
         self.copied = 0
         self.already_there = 0
@@ -209,7 +212,7 @@ class _Copy:
             )
         found: Comparison | None = None
         if before and self._transform is None:
-            found = await compare_ids(self._source, self._target, self._filters, self._order)
+            found = await self._compare()
             if found.extra_count and not keep_extra:
                 raise CollectionError(
                     f"the target {named(self._target)} has {count_of(found.extra_count)} that the "
@@ -222,25 +225,66 @@ class _Copy:
         self._meter = Meter("copy", total, on_progress, already=self.already_there)
         self._meter.add(0)
         if self._transform is not None:
-            await self._write(self._batches(None), skip_present=bool(before) and resume)
+            # Written again, unless that would double them: they may have become others.
+            skip = bool(before) and resume and not self._target.upsert_mode
+            await self._write(self._batches(None, IdDigest()), skip_present=skip)
             await self._check_count(keep_extra)
             return
         if found is None or not resume:
-            await self._write(self._batches(None))
-            found = await self._compare()
+            found = await self._write_and_compare(None)
         for _ in range(_ROUNDS):
             if not found.missing_count:
                 break
-            await self._write(self._batches(found), skip_present=True)
-            found = await self._compare()
+            found = await self._write_and_compare(found)
         self.extra = found.extra_count
         self._check(found, keep_extra)
 
+    async def _write_and_compare(self, found: Comparison | None) -> Comparison:
+        """Write what is missing, or everything where nothing is known; returns what is then found.
+
+        That is known without reading all ids again where every write was acknowledged, the target
+        has as many nodes as it should have, and the source is as it was.
+        """
+        if found is None:
+            self._since = changes_of_file(self._source)
+        before, digest = self.copied, IdDigest()
+        skip = found is not None and not self._order.is_order_of_source
+        await self._write(self._batches(found, digest), skip_present=skip)
+        copied = self.copied - before
+        if found is None:
+            now = Comparison(source_digest=digest.value, common=copied)
+        elif copied == found.missing_count:
+            now = replace(found, common=found.common + copied, missing_count=0, missing=[])
+        else:
+            return await self._compare()
+        count = await self._target.acount(consistency_level=STRONG)
+        if count == now.common + now.extra_count and await self._is_unchanged(now.source_digest):
+            return now
+        return await self._compare()
+
+    async def _is_unchanged(self, digest: bytes) -> bool:
+        """Whether the source has still the ids that it had when they were read."""
+        if self._since is not None and self._since == changes_of_file(self._source):
+            return True
+        again = IdDigest()
+        async with aclosing(self._order.source_ids(self._source, self._filters)) as ids:
+            async for node_id in ids:
+                again.add(node_id)
+        return again.value == digest
+
     async def _compare(self) -> Comparison:
+        self._since = changes_of_file(self._source)
         return await compare_ids(self._source, self._target, self._filters, self._order)
 
-    async def _batches(self, found: Comparison | None) -> AsyncGenerator[list[BaseNode], None]:
-        """The nodes of the source; those that were found to be missing, where that is known."""
+    async def _batches(
+        self, found: Comparison | None, digest: IdDigest
+    ) -> AsyncGenerator[list[BaseNode], None]:
+        """The nodes of the source; those that were found to be missing, where that is known.
+
+        Args:
+            found: What is known.
+            digest: What is told the ids that are read.
+        """
         in_order = found is not None and self._order.is_order_of_source
         after = found.complete_until if found is not None and in_order else None
         last = found.last_missing if found is not None and in_order else None
@@ -261,6 +305,7 @@ class _Copy:
             characters = 0
             async for node in nodes:
                 node_id = node.node_id
+                digest.add(node_id)
                 if last is not None and self._order.key(node_id) > self._order.key(last):
                     break
                 if present is not None and await present.has(node_id):
@@ -280,10 +325,8 @@ class _Copy:
 
         Args:
             batches: The nodes.
-            skip_present: Whether some of them may be in the target, to be left as they are where
-                writing them again would double them.
+            skip_present: Whether some of them may be in the target, and are left as they are.
         """
-        skip_present = skip_present and not self._target.upsert_mode
         writing: deque[asyncio.Task[None]] = deque()
         async with aclosing(batches):
             try:
@@ -335,8 +378,9 @@ class _Copy:
                 consistency_level=STRONG,
             )
             present = {node.node_id for node in found}
-            self.already_there += len(present)
-            self._meter.add(len(present))
+            if self._transform is not None:  # otherwise they are counted already
+                self.already_there += len(present)
+                self._meter.add(len(present))
             nodes = [node for node in nodes if node.node_id not in present]
         try:
             await self._target.async_add(nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -108,6 +109,7 @@ class Comparison:
     """Which ids two collections have.
 
     Attributes:
+        source_digest: What stands for the ids of the source, and their order.
         common: How many ids both have.
         complete_until: The id up to which nothing is missing; `None` where the first one is.
         common_until: How many ids both have up to there.
@@ -118,6 +120,7 @@ class Comparison:
         extra: The first of them.
     """
 
+    source_digest: bytes = b""
     common: int = 0
     complete_until: str | None = None
     common_until: int = 0
@@ -154,7 +157,7 @@ async def compare_ids(
     order: IdOrder,
 ) -> Comparison:
     """Compare the ids of two collections, a page of each in memory."""
-    comparison = Comparison()
+    comparison, digest = Comparison(), IdDigest()
     async with (
         aclosing(order.source_ids(source, filters)) as ours,
         aclosing(order.target_ids(target)) as theirs,
@@ -162,11 +165,31 @@ async def compare_ids(
         async for one, other in merged(ours, theirs, order.key):
             if one is None:
                 comparison.note_extra(str(other))
-            elif other is None:
+                continue
+            digest.add(one)
+            if other is None:
                 comparison.note_missing(one)
             else:
                 comparison.note_common(one)
+    comparison.source_digest = digest.value
     return comparison
+
+
+class IdDigest:
+    """Stands for ids in their order, where they are too many to be remembered."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, node_id: str) -> None:
+        """Add the next id."""
+        # The length keeps two ids apart from one that is both together.
+        self._hash.update(f"{len(node_id)}:{node_id}".encode())
+
+    @property
+    def value(self) -> bytes:
+        """What stands for the ids so far."""
+        return self._hash.digest()
 
 
 async def merged(
