@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -333,7 +333,7 @@ class ConnectedStore(StoreArguments):
 
 
 async def collection_of(store: ConnectedStore) -> Ready:
-    """What setting up a store's collection has found out; sets it up where that is still to be.
+    """What initializing a store has found out of its collection; does so where it is still to be.
 
     Raises:
         CollectionError: There is none, and no dimension to create it with.
@@ -358,9 +358,15 @@ class Found:
     description: Mapping[str, Any]
     indexes: Mapping[str, Mapping[str, Any]]
 
+    @property
+    def fields(self) -> Sequence[Mapping[str, Any]]:
+        """Its columns."""
+        fields: Sequence[Mapping[str, Any]] = self.description["fields"]
+        return fields
+
 
 async def find_collection(store: ConnectedStore) -> Found | None:
-    """Look at a store's collection without setting it up; `None` where there is none.
+    """Look at a store's collection without initializing the store; `None` where there is none.
 
     Raises:
         MilvusVectorStoreError: As `connect` does.
@@ -391,12 +397,12 @@ async def find_collection(store: ConnectedStore) -> Found | None:
 
 
 def drops_collection(store: ConnectedStore) -> bool:
-    """Whether setting the store up, which is still to be, drops its collection first."""
+    """Whether initializing the store, which is still to be, drops its collection first."""
     return store._overwrite.pending  # noqa: SLF001
 
 
 def have_same_collection(one: ConnectedStore, other: ConnectedStore) -> bool:
-    """Whether two stores that are set up have the same collection, by whatever name."""
+    """Whether two initialized stores have the same collection, by whatever name."""
     first, second = (
         store._connections.memory(store.collection_name)  # noqa: SLF001
         for store in (one, other)

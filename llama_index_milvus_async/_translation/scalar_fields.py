@@ -19,7 +19,8 @@ from .settings import SCALAR_TYPES, ScalarField, settings_of_fields
 MAX_ARRAY_CAPACITY = 4_096
 
 _ELEMENT_TYPES = tuple(kind for kind in SCALAR_TYPES if kind is not DataType.JSON)
-_TYPES = (*SCALAR_TYPES, DataType.ARRAY, DataType.TIMESTAMPTZ)
+#: The types of a column for a metadata key.
+COLUMN_TYPES = (*SCALAR_TYPES, DataType.ARRAY, DataType.TIMESTAMPTZ)
 _KEYS = ("type", "max_length", "element_type", "max_capacity", "nullable", "default", "index")
 _WITHOUT_DEFAULT = (DataType.ARRAY, DataType.JSON)
 
@@ -104,7 +105,7 @@ def check_scalar_fields(fields: Any) -> dict[str, dict[str, Any]]:
 def _checked(given: Given) -> dict[str, Any]:
     settings = given.settings
     given.check_keys(_KEYS)
-    kind = given.data_type("type", _TYPES)
+    kind = given.data_type("type", COLUMN_TYPES)
     checked: dict[str, Any] = {"type": kind}
     element = None
     if kind is DataType.ARRAY:

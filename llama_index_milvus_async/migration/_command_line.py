@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TextIO
 
-from ..errors import MilvusVectorStoreError
+from ..errors import ConfigurationError, MilvusVectorStoreError
 from ..store import MilvusVectorStore
 from ._checking import acheck_nodes
 from ._copying import acopy_nodes
@@ -36,7 +36,7 @@ Exit status: 0 where everything is as it should be, 1 where not, 2 for arguments
 allowed, 130 after Ctrl-C.
 """
 _OPTION_HELP = (
-    "argument of MilvusVectorStore for the {}, such as text_key=body; VALUE is JSON or a text; "
+    "argument of MilvusVectorStore for the {}, such as text_key=body; VALUE is JSON or a string; "
     "repeat it for several"
 )
 
@@ -55,16 +55,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Run = arguments.run
     try:
         return asyncio.run(run(arguments, display))
-    except MilvusVectorStoreError as error:
+    except ConfigurationError as error:
         display.end()
         print(f"error: {error}", file=sys.stderr)
-        if display.shown:
-            print("What has arrived stays; the same command goes on.", file=sys.stderr)
+        return 2
+    except MilvusVectorStoreError as error:
+        display.end()
+        print(f"error: {error}{_to_go_on(arguments, display)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         display.end()
-        print("Interrupted. What has arrived stays; the same command goes on.", file=sys.stderr)
+        print(f"Interrupted.{_to_go_on(arguments, display)}", file=sys.stderr)
         return 130
+
+
+def _to_go_on(arguments: argparse.Namespace, display: Display) -> str:
+    """What to say of a command that has stopped on its way."""
+    if not display.has_begun or not arguments.resumes:
+        return ""
+    without = " without --replace" if getattr(arguments, "replace", False) else ""
+    return f"\nWhat has arrived stays. The same command{without} goes on."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_command(commands: Any, name: str, run: Run, summary: str) -> argparse.ArgumentParser:
+def add_command(
+    commands: Any, name: str, run: Run, summary: str, *, resumes: bool = False
+) -> argparse.ArgumentParser:
     """Add a command; returns its parser, for its arguments.
 
     Args:
@@ -91,6 +103,7 @@ def add_command(commands: Any, name: str, run: Run, summary: str) -> argparse.Ar
         name: Its name.
         run: What it does.
         summary: What it does, for `--help`.
+        resumes: Whether it goes on where it was interrupted.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -99,13 +112,13 @@ def add_command(commands: Any, name: str, run: Run, summary: str) -> argparse.Ar
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, resumes=resumes)
     return parser
 
 
 def _add_copy(commands: Any) -> None:
     summary = "copy a collection to another place, vectors included"
-    parser = add_command(commands, "copy", _copy, summary)
+    parser = add_command(commands, "copy", _copy, summary, resumes=True)
     _add_places(parser)
     parser.add_argument(
         "--replace",
@@ -263,7 +276,7 @@ async def _import(arguments: argparse.Namespace, display: Display) -> int:
 async def _reembed(arguments: argparse.Namespace, display: Display) -> int:
     place = Place.parse(arguments.source, "SOURCE", arguments.source_option)
     embed_model = embed_model_of(arguments.embed_model, arguments.embed_option)
-    store = await open_existing(place, tokens_of(place)[0])
+    store = await open_existing(place, tokens_of(place)[0], whole=True)
     if store is None:
         raise no_collection(place)
     async with store:
@@ -329,15 +342,13 @@ class Display:
         self._next = time.monotonic() + (0 if self._is_terminal else self._SECONDS_BETWEEN_LINES)
         self._last: Progress | None = None
         self._width = 0
-
-    @property
-    def shown(self) -> bool:
-        """Whether anything was done."""
-        return self._last is not None and self._last.done > 0
+        #: Whether anything was done.
+        self.has_begun = False
 
     def __call__(self, progress: Progress) -> None:
         """Show a progress, unless one was shown just now."""
         self._last = progress
+        self.has_begun = self.has_begun or progress.done > 0
         if time.monotonic() >= self._next:
             self._show(progress)
 

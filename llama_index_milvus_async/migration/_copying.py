@@ -84,7 +84,7 @@ def copy_nodes(
     and `check_nodes`.
 
     Memory holds some batches, and not the collection: 8 bytes for each id where the primary key of
-    one collection is a number and that of the other one a text.
+    one collection is a number and that of the other one a string.
 
     Args:
         source: A store of the collection to read. It is not changed.

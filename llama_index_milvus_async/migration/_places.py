@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 from llama_index.core.schema import MetadataMode
 from pymilvus import DataType
 
-from .._checks import check_uri, split_credentials
+from .._checks import CONSISTENCY_LEVELS, check_uri, split_credentials
 from .._lifecycle import Found, find_collection
 from .._names import did_you_mean
-from .._translation.layout import (
-    NODE_CONTENT_FIELD,
-    NODE_TYPE_FIELD,
-    VECTOR_TYPES,
-)
+from .._translation.layout import NODE_CONTENT_FIELD, NODE_TYPE_FIELD, VECTOR_TYPES
+from .._translation.scalar_fields import COLUMN_TYPES
 from .._translation.vectors import DENSE_METRICS
-from .._wire.address import Address
+from .._wire.address import CLIENT_OPTIONS, Address
 from ..errors import CollectionError, ConfigurationError
 from ..sparse import BM25BuiltInFunction
 from ..store import MilvusVectorStore
@@ -38,8 +37,23 @@ _NO_INDEX_PARAMETERS = frozenset(
         "metric_type",
     }
 )
+#: Arguments that name columns, with their defaults.
+_NAMES = {
+    name: signature(MilvusVectorStore.__init__).parameters[name].default
+    for name in ("text_key", "doc_id_field", "embedding_field", "sparse_embedding_field")
+}
+#: Properties that a copy has, too.
+_PROPERTIES = frozenset({"collection.ttl.seconds", "mmap.enabled"})
+#: Rows that are looked at for texts.
+_ROWS_TO_LOOK_AT = 20
 #: Arguments of a store that come from the environment, or that a command decides itself.
 _NOT_OPTIONS = frozenset({"uri", "token", "user", "password", "collection_name", "overwrite"})
+_OPTIONS = sorted(
+    {*signature(MilvusVectorStore.__init__).parameters, *CLIENT_OPTIONS}
+    - {"self", "kwargs", *_NOT_OPTIONS}
+)
+#: Those by which a store finds Milvus, before anything is known of its collection.
+_TO_CONNECT = CLIENT_OPTIONS | {"timeout"}
 
 
 @dataclass(frozen=True)
@@ -86,19 +100,18 @@ class Place:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    """Read `NAME=VALUE`, whose value is JSON, or a text where it is not."""
+    """Read `NAME=VALUE`, whose value is JSON, or a string where it is not."""
     name, equals, value = text.partition("=")
-    known = sorted(MilvusVectorStore.model_fields.keys() | {"db_name"})
     if not equals or not name:
         raise ConfigurationError(f"the option {name!r} has no value; write NAME=VALUE")
     if name in _NOT_OPTIONS:
         raise ConfigurationError(
-            f"{name} is not an option; the address and the collection are URI#COLLECTION, and "
-            "tokens come from the environment (see --help)"
+            f"{name} is not an option; address and collection are URI#COLLECTION, and tokens come "
+            "from the environment (see --help)"
         )
-    if name not in known:
+    if name not in _OPTIONS:
         raise ConfigurationError(
-            f"{name!r} is not an argument of MilvusVectorStore{did_you_mean(name, known)}"
+            f"{name!r} is not an argument of MilvusVectorStore{did_you_mean(name, _OPTIONS)}"
         )
     try:
         return name, json.loads(value)
@@ -144,53 +157,65 @@ class ExistingSparseVectors:
         )
 
 
-async def open_existing(place: Place, token: str) -> MilvusVectorStore | None:
+async def open_existing(
+    place: Place, token: str, *, whole: bool = False
+) -> MilvusVectorStore | None:
     """A store for a collection as it is; `None` where there is none.
+
+    Args:
+        place: The collection.
+        token: The token.
+        whole: Whether the store has all arguments by which the collection could be made, too.
 
     Raises:
         CollectionError: It is not clear which columns are which.
         MilvusVectorStoreError: As `connect` does.
     """
-    # The arguments matter only once it is set up.
-    probe = MilvusVectorStore(
-        place.uri,
-        token,
-        place.collection,
-        **{name: place.options[name] for name in ("db_name", "timeout") if name in place.options},
-    )
-    try:
+    options = place.options
+    to_connect = {name: value for name, value in options.items() if name in _TO_CONNECT}
+    async with closing_store(
+        MilvusVectorStore(place.uri, token, place.collection, **to_connect)
+    ) as probe:
         found = await find_collection(probe)
-    finally:
-        await probe.aclose()
     if found is None:
         return None
-    arguments = {**arguments_of(found, place.options), **place.options}
+    arguments = {**arguments_of(found, options), **options}
+    if whole:
+        known = {**_NAMES, **arguments}
+        arguments = {**arguments, **_new_arguments(found, known), **options}
     store = MilvusVectorStore(place.uri, token, place.collection, **arguments)
     try:
-        await _check_texts(store, found)
+        if "text_key" not in options:
+            await _check_texts(store, found)
     except BaseException:
         await store.aclose()
         raise
     return store
 
 
+@asynccontextmanager
+async def closing_store(store: MilvusVectorStore) -> AsyncIterator[MilvusVectorStore]:
+    """Close a store at the end, without initializing it at the beginning."""
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
 async def open_like(place: Place, token: str, like: MilvusVectorStore) -> MilvusVectorStore:
     """A store for a collection that does not exist yet, and is made like that of another store.
 
     Raises:
+        CollectionError: The collection of the other store is gone.
         ConfigurationError: An option is not allowed.
     """
     found = await find_collection(like)
     if found is None:
         raise CollectionError(f"the collection {like.collection_name!r} is gone")
-    arguments = arguments_of(found, {"text_key": like.text_key, "doc_id_field": like.doc_id_field})
-    arguments |= {
-        "text_key": like.text_key,
-        "doc_id_field": like.doc_id_field,
-        "description": found.description.get("description") or None,
-    }
-    if not place.address.is_lite:
-        arguments["num_shards"] = found.description.get("num_shards") or None
+    known = {name: getattr(like, name) for name in _NAMES}
+    arguments = {**known, **arguments_of(found, known), **_new_arguments(found, known)}
+    if not place.address.is_lite and not Address(like.uri).is_lite:
+        arguments |= _server_arguments(found)
     return MilvusVectorStore(place.uri, token, place.collection, **{**arguments, **place.options})
 
 
@@ -202,80 +227,119 @@ def no_collection(place: Place) -> CollectionError:
     )
 
 
-def arguments_of(found: Found, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The arguments of a store by which it finds a collection, or makes one like it.
+def arguments_of(found: Found, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by which a store finds the columns of a collection.
 
     Args:
         found: The collection.
         options: Arguments that are known already.
+
+    Raises:
+        CollectionError: The collection has vectors that a store has no place for.
     """
-    options = options or {}
-    fields = {each["name"]: each for each in found.description["fields"]}
-    kinds = {name: DataType(each["type"]) for name, each in fields.items()}
-    primary = next(name for name, each in fields.items() if each.get("is_primary"))
-    arguments: dict[str, Any] = {"id_field": primary}
-    text_key = options.get("text_key", "text")
-    doc_id_field = options.get("doc_id_field", "doc_id")
-    arguments |= _dense_arguments(found, fields, kinds, options)
-    arguments |= _sparse_arguments(found, fields, kinds, text_key)
-    key = next((name for name, each in fields.items() if each.get("is_partition_key")), None)
-    if key is not None:
-        arguments["partition_key_field"] = key
-    own = {primary, text_key, doc_id_field, NODE_CONTENT_FIELD, NODE_TYPE_FIELD}
-    arguments["scalar_fields"] = {
-        name: _scalar_settings(fields[name], kind, is_indexed=name in found.indexes)
-        for name, kind in kinds.items()
-        if name not in own and kind not in VECTOR_TYPES and not fields[name].get("is_dynamic")
-    }
+    name = found.description.get("collection_name")
+    columns = _columns(found)
+    sparse = [each for each, kind in columns.items() if kind is DataType.SPARSE_FLOAT_VECTOR]
+    if len(sparse) > 1 and "sparse_embedding_field" not in options:
+        raise CollectionError(
+            f"collection {name!r} has the sparse vectors {sparse}, and nodes carry those of one "
+            "field; pass its name as the option sparse_embedding_field"
+        )
+    odd = [each for each, kind in columns.items() if kind in VECTOR_TYPES]
+    odd = [each for each in odd if columns[each] not in DENSE_METRICS and each not in sparse]
+    if odd:
+        raise CollectionError(
+            f"collection {name!r} has vectors in {odd} of a type that nodes cannot carry"
+        )
+    arguments: dict[str, Any] = {"id_field": _primary_key(found)}
+    arguments |= _dense_arguments(found, columns, options)
+    if sparse:
+        field = options.get("sparse_embedding_field", sparse[0])
+        function = _function_of(found, field) or ExistingSparseVectors()
+        arguments |= {"enable_sparse": True, "sparse_embedding_field": field}
+        arguments["sparse_embedding_function"] = function
     return arguments
+
+
+def _columns(found: Found) -> dict[str, DataType]:
+    return {each["name"]: DataType(each["type"]) for each in found.fields}
+
+
+def _primary_key(found: Found) -> str:
+    return str(next(each["name"] for each in found.fields if each.get("is_primary")))
 
 
 def _dense_arguments(
-    found: Found,
-    fields: Mapping[str, Any],
-    kinds: Mapping[str, DataType],
-    options: Mapping[str, Any],
+    found: Found, columns: Mapping[str, DataType], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    dense = [name for name, kind in kinds.items() if kind in DENSE_METRICS]
-    floats = [name for name in dense if kinds[name] is DataType.FLOAT_VECTOR]
+    dims = {each["name"]: int((each.get("params") or {}).get("dim", 0)) for each in found.fields}
+    dense = [name for name, kind in columns.items() if kind in DENSE_METRICS]
+    floats = [name for name in dense if columns[name] is DataType.FLOAT_VECTOR]
     main = options.get("embedding_field", "embedding")
     if main not in floats:
         main = floats[0] if floats else None
-    further: dict[str, dict[str, Any]] = {}
+    further = {name: {"dim": dims[name], "type": columns[name]} for name in dense if name != main}
     arguments: dict[str, Any] = {"enable_dense": main is not None, "dense_fields": further}
-    for name in dense:
-        dim = int(fields[name]["params"]["dim"])
-        index = index_settings(found.indexes.get(name))
-        if name == main:
-            arguments |= {"embedding_field": name, "dim": dim, "index_config": index}
-        else:
-            further[name] = {"dim": dim, "type": kinds[name], **index}
+    if main is not None:
+        arguments |= {"embedding_field": main, "dim": dims[main]}
     return arguments
 
 
-def _sparse_arguments(
-    found: Found, fields: Mapping[str, Any], kinds: Mapping[str, DataType], text_key: str
-) -> dict[str, Any]:
-    name = next((n for n, kind in kinds.items() if kind is DataType.SPARSE_FLOAT_VECTOR), None)
-    if name is None:
-        return {}
-    arguments = {
-        "enable_sparse": True,
-        "sparse_embedding_field": name,
-        "sparse_index_config": index_settings(found.indexes.get(name)),
-    }
+def _function_of(found: Found, field: str) -> BM25BuiltInFunction | None:
+    """The function by which Milvus computes a sparse field."""
     for function in found.description.get("functions") or ():
-        if name in (function.get("output_field_names") or ()):
+        if field in (function.get("output_field_names") or ()):
             [read] = function["input_field_names"]
-            params = fields[read].get("params") or {}
+            params = next(each for each in found.fields if each["name"] == read).get("params") or {}
             given = {
                 key: _parsed(params[key])
                 for key in ("analyzer_params", "multi_analyzer_params", "enable_match")
                 if params.get(key)
             }
-            arguments["sparse_embedding_function"] = BM25BuiltInFunction(read, name, **given)
-            return arguments
-    return {**arguments, "sparse_embedding_function": ExistingSparseVectors()}
+            return BM25BuiltInFunction(read, field, **given)
+    return None
+
+
+def _new_arguments(found: Found, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by which a store makes a collection like another one, beside its columns."""
+    columns = _columns(found)
+    arguments: dict[str, Any] = {}
+    main, sparse = known["embedding_field"], known["sparse_embedding_field"]
+    for argument, name in (("index_config", main), ("sparse_index_config", sparse)):
+        if columns.get(name) in VECTOR_TYPES:
+            arguments[argument] = index_settings(found.indexes.get(name))
+    dense = _dense_arguments(found, columns, known)["dense_fields"]
+    arguments["dense_fields"] = {
+        name: {**settings, **index_settings(found.indexes.get(name))}
+        for name, settings in dense.items()
+    }
+    own = {_primary_key(found), known["text_key"], known["doc_id_field"]}
+    own |= {NODE_CONTENT_FIELD, NODE_TYPE_FIELD}
+    arguments["scalar_fields"] = {
+        each["name"]: _scalar_settings(each, is_indexed=each["name"] in found.indexes)
+        for each in found.fields
+        if each["name"] not in own and DataType(each["type"]) in COLUMN_TYPES
+    }
+    arguments["partition_key_field"] = next(
+        (each["name"] for each in found.fields if each.get("is_partition_key")), None
+    )
+    if arguments["partition_key_field"] is not None:
+        arguments["num_partitions"] = found.description.get("num_partitions") or None
+    return arguments
+
+
+def _server_arguments(found: Found) -> dict[str, Any]:
+    """What a server keeps of a collection beside its columns, and Milvus Lite does not."""
+    description = found.description
+    properties = description.get("properties") or {}
+    kept = {key: value for key, value in properties.items() if key in _PROPERTIES}
+    level = description.get("consistency_level_name")
+    return {
+        "num_shards": description.get("num_shards") or None,
+        "description": description.get("description") or None,
+        "collection_properties": kept or None,
+        **({"consistency_level": level} if level in CONSISTENCY_LEVELS else {}),
+    }
 
 
 def index_settings(index: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -289,10 +353,8 @@ def index_settings(index: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**kinds, **kept}
 
 
-def _scalar_settings(
-    described: Mapping[str, Any], kind: DataType, *, is_indexed: bool
-) -> dict[str, Any]:
-    params = described.get("params") or {}
+def _scalar_settings(described: Mapping[str, Any], *, is_indexed: bool) -> dict[str, Any]:
+    params, kind = described.get("params") or {}, DataType(described["type"])
     settings: dict[str, Any] = {"type": kind}
     for name in ("max_length", "max_capacity"):
         if params.get(name) is not None:
@@ -318,27 +380,29 @@ def _parsed(value: Any) -> Any:
 
 async def _check_texts(store: MilvusVectorStore, found: Found) -> None:
     """Check that the column of the texts is known, where rows were not written by LlamaIndex."""
-    fields = {each["name"]: DataType(each["type"]) for each in found.description["fields"]}
-    if store.text_key in fields:
+    if store.text_key in (columns := _columns(found)):
         return
+    not_texts = (store.id_field, store.doc_id_field, NODE_CONTENT_FIELD, NODE_TYPE_FIELD)
     others = [
-        name
-        for name, kind in fields.items()
-        if kind is DataType.VARCHAR and name not in (store.id_field, store.doc_id_field)
+        name for name, kind in columns.items() if kind is DataType.VARCHAR and name not in not_texts
     ]
-    problem = None
+    problem = "its first rows have none in the dynamic field"
     try:
-        if not others:
-            return
-        # Rows of the package that this one replaces have the text in the dynamic field.
-        async for node in store.aiter_nodes(batch_size=1):
-            if node.get_content(metadata_mode=MetadataMode.NONE):
+        # Rows of the package that this one replaces have the text there.
+        async with aclosing(store.aiter_nodes(batch_size=_ROWS_TO_LOOK_AT)) as nodes:
+            looked_at = 0
+            async for node in nodes:
+                if node.get_content(metadata_mode=MetadataMode.NONE) or not others:
+                    return
+                looked_at += 1
+                if looked_at == _ROWS_TO_LOOK_AT:
+                    break
+            if not looked_at:
                 return
-            break
-        problem = "its first row has no text"
     except CollectionError as error:
         problem = str(error)
     raise CollectionError(
-        f"which column of {store.collection_name!r} has the texts? Its texts are {others}; pass "
-        f"--source-option text_key=NAME, or --target-option for the target ({problem})"
+        f"which column of {store.collection_name!r} has the texts? Its columns of texts are "
+        f"{others}; pass --source-option text_key=NAME, or --target-option for the target "
+        f"({problem})"
     )

@@ -17,7 +17,7 @@ def named(store: MilvusVectorStore) -> str:
 
 
 async def open_source(store: MilvusVectorStore, argument: str = "source") -> Ready:
-    """Set up a store that is read from; never creates or drops its collection.
+    """Initialize a store that is read from; never creates or drops its collection.
 
     Raises:
         ConfigurationError: It is not a store, or would drop its collection.
@@ -39,7 +39,7 @@ async def open_source(store: MilvusVectorStore, argument: str = "source") -> Rea
 
 
 async def open_target(store: MilvusVectorStore, source: MilvusVectorStore, like: Ready) -> Ready:
-    """Set up a store that is written to.
+    """Initialize a store that is written to.
 
     A collection that does not exist gets the source's dimension and metric, where the store's
     arguments leave them open.

@@ -280,7 +280,7 @@ async def test_documents_that_no_row_names_cannot_be_listed(numbers, coloured):
     ("method", "arguments", "error", "message"),
     [
         ("count", {"node_ids": "a"}, QueryError, "node_ids is 'a'; it must be a list"),
-        ("count", {"node_ids": [1]}, QueryError, "node_ids has 1, a int"),
+        ("count", {"node_ids": [1]}, QueryError, "node_ids contains 1"),
         ("count", {"filters": {"a": 1}}, FilterError, "must be MetadataFilters"),
         ("count", {"partition": "p"}, ConfigurationError, "unknown keyword arguments"),
         ("count", {"milvus_partition_names": []}, QueryError, "name partitions"),

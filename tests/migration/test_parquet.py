@@ -413,5 +413,5 @@ def test_the_same_from_a_shell(make_lite_store, tmp_path, capsys, monkeypatch):
     assert "exported 3 nodes" in printed
     assert "imported 3 nodes" in printed
     assert nodes_of(new) == nodes_of(old)
-    assert main(["export", f"{old.uri}#{old.collection_name}", path]) == 1
+    assert main(["export", f"{old.uri}#{old.collection_name}", path]) == 2
     assert "--overwrite" in capsys.readouterr().err

@@ -316,5 +316,5 @@ def test_the_same_from_a_shell(make_notes, make_lite_store, alias, capsys, monke
     assert f"{name} points to {new.collection_name} now" in printed
     assert new.connect()._ready.get().indexes["embedding"].type == "HNSW"
     for wrong in ("words", "tests.fixtures.words:Nothing", "tests.nowhere:Model", "json:dumps"):
-        assert main([*command, "--embed-model", wrong]) == 1
+        assert main([*command, "--embed-model", wrong]) == 2
         assert "embed-model" in capsys.readouterr().err
