@@ -61,8 +61,6 @@ EXTRAS = {
     "opentelemetry",
     "test",
 }
-#: Names of imports, and the distributions that have them; parts of LlamaIndex share one name.
-DISTRIBUTIONS = {**packages_distributions(), "llama_index": ["llama-index-core"]}
 IMPORT_SHARE = 1 / 15
 IMPORTS = 5
 ATTEMPTS = 3
@@ -374,6 +372,8 @@ def test_what_the_package_imports_is_required(built: Distributions) -> None:
     # By the wheel itself; imports within functions and `try` are of what may be missing.
     requirements = built.metadata.requires_dist or []
     required = {canonicalize_name(each.name) for each in requirements if not each.marker}
+    # Names of imports, and what has them; parts of LlamaIndex share one name.
+    distributions = {**packages_distributions(), "llama_index": ["llama-index-core"]}
     needed = {
         canonicalize_name(distribution)
         for name, content in built.contents.items()
@@ -381,7 +381,7 @@ def test_what_the_package_imports_is_required(built: Distributions) -> None:
         for node in ast.parse(content).body
         for module in modules_of(node)
         if module not in (*sys.stdlib_module_names, PACKAGE)
-        for distribution in DISTRIBUTIONS.get(module, [module])
+        for distribution in distributions.get(module, [module])
     }
     assert {"grpcio", "numpy", "pymilvus"} <= needed
     assert needed <= required
