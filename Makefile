@@ -35,7 +35,7 @@ INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench bench-questions quality soak docs messages check test test-pymilvus30 test-pymilvus26 test-newest test-slow lint types format clean
+.PHONY: help demo bench bench-questions quality soak docs messages check test test-pymilvus30 test-pymilvus26 test-newest test-slow test-ray lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -73,6 +73,9 @@ test-newest: $(VENVNEWEST)/bin/python ## the same with the newest pymilvus and l
 test-slow: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt $(LITE2)/installed.txt ## what `make test` has in a short form only, and the soak
 	$(VENV)/bin/python $(PYTEST) -m 'slow or other_colour' $(PYTEST_ARGS)
 	$(MAKE) soak
+
+test-ray: $(VENV)/.installed-dev ## jobs of Ray whose workers are killed, twenty of them; 5 minutes
+	$(VENV)/bin/python -m pytest tests/test_ray.py $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed-dev ## ten minutes of faults and restarts on each engine: is anything lost?
 	$(VENV)/bin/python -m tests.soak $(SOAK_ARGS)

@@ -59,6 +59,8 @@ EXTRAS = {
     "notebooks",
     "openai",
     "opentelemetry",
+    "parquet",
+    "ray",
     "test",
 }
 IMPORT_SHARE = 1 / 15
