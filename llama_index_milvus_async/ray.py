@@ -120,7 +120,7 @@ class MilvusDatasink(Datasink[WriteSummary]):  # type: ignore[misc]
         skip_failures: Whether rows that cannot be stored are left out and reported in `summary`. By
             default the first batch with one fails the job.
         patience: Seconds for which a task goes on trying while Milvus cannot be reached, beyond the
-            store's own time-out. A restart of Milvus takes less than a minute.
+            store's own timeout. A restart of Milvus takes less than a minute.
 
     Attributes:
         summary: What was written; `None` until `write_datasink` has returned.
