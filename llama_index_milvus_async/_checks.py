@@ -183,7 +183,7 @@ def check_distinct(names: Iterable[tuple[str, str]]) -> None:
         names: For each field the argument that names it, and its name.
     """
     taken = {
-        NODE_CONTENT_FIELD: "the serialized node",
+        NODE_CONTENT_FIELD: "the column of the serialized node",
         NODE_TYPE_FIELD: "the node's class",
     }
     for role, name in names:
@@ -191,7 +191,7 @@ def check_distinct(names: Iterable[tuple[str, str]]) -> None:
         shared = role != other and {role, other} <= _SHARED_ROLES and {role, other} != _SCALARS
         if other is not None and not shared:
             raise ConfigurationError(
-                f"{role} is {name!r}, the name of {other} already; fields need distinct names"
+                f"{role} is {name!r}, which is also {other}; fields need distinct names"
             )
         taken[name] = role
 

@@ -43,6 +43,9 @@ from llama_index_milvus_async import (
     ScalarMetadataFilters,
     ingest,
 )
+from llama_index_milvus_async._translation.filters import build_expression
+from tests.expressions_page import ENGINES
+from tests.fixtures.layouts import layout_of
 
 SOURCE = Path(llama_index_milvus_async.__file__).parent
 
@@ -82,6 +85,12 @@ def lists(key: str, value: Any, operator: str) -> ScalarMetadataFilters:
 def ask(**fields: Any) -> VectorStoreQuery:
     """A query that works, but for the fields that are given."""
     return VectorStoreQuery(**{"query_embedding": [1.0, 0.0], "similarity_top_k": 1, **fields})
+
+
+def translated(engine: str, filters: MetadataFilters, **columns: Any) -> str:
+    """What filters become on another engine, in a collection with these columns."""
+    dynamic = columns.pop("dynamic", True)
+    return build_expression(layout_of(columns, ENGINES[engine], dynamic=dynamic), filters=filters)
 
 
 def rerank(*columns: str, **params: Any) -> Function:
@@ -131,6 +140,18 @@ built(partition_key_field="tenant", scalar_fields={"tenant": {"type": VARCHAR, "
 built(dense_fields=["image"])
 built(dense_fields={"image": 512})
 built(dense_fields={"image": {"dim": 9, "type": BINARY_VECTOR}})
+built(text_key="id", doc_id_field="id", embedding_field="id")
+built(scalar_field_types=7, scalar_field_names=["year"])
+built(scalar_fields={"year": {"type": INT64, "index": 7}})
+built(scalar_fields={"year": {"type": INT64, "nullable": "no"}})
+built(scalar_fields={"year": {"type": INT64, "element_type": INT64}})
+built(scalar_fields={"any": {"type": JSON, "default": "x"}})
+built(enable_sparse=True, hybrid_ranker_params={"k": 0})
+built(enable_sparse=True, hybrid_ranker="WeightedRanker", hybrid_ranker_params={"weights": [2, 2]})
+built(enable_sparse=True, hybrid_ranker=WeightedRanker(1, 1), hybrid_ranker_params={"k": 60})
+built(search_config="ef=64")
+built(output_fields="text")
+built(client_options="secure")
 built(use_async_client=False).aclient
 built().aclient
 BM25BuiltInFunction(output_field_names="text")
@@ -178,6 +199,10 @@ store.update_metadata(where("year", 1865))
 store.update_metadata(set={"year": 1865})
 store.update_metadata(where("year", 1865), set={"year": 1}, unset=["year"])
 store.update_metadata(where("year", 1865), set="year")
+store.update_metadata(where("year", 1865), unset="year")
+store.update_metadata(where("year", 1865), set={7: 1})
+store.update_metadata(where("year", 1865), set={"when": object()})
+store.add([node(metadata={"text": chr(0xD800)})])
 """,
     "Ingesting": """
 ingest("notes", [], [])
@@ -222,6 +247,19 @@ words.query(ask(mode=HYBRID, query_str="tarts", alpha=2))
 words.query(ask(mode=HYBRID, query_str="tarts", alpha=0.5), milvus_ranker=WeightedRanker(1, 1))
 words.query(ask(mode=HYBRID, query_str="tarts"), offset=5)
 words.query(ask(mode=HYBRID, query_str="tarts"), mmr_over="all")
+words.query(ask(mode=HYBRID, query_str="tarts"), hybrid_fields="embedding")
+words.query(ask(mode=HYBRID, query_str="tarts"), hybrid_fields=["embedding", "embedding"])
+words.query(ask(mode=HYBRID, query_str="tarts"), milvus_ranker=WeightedRanker(1, 1, 1))
+words.query(ask(mode=HYBRID, query_str="tarts"), milvus_ranker=lambda query, legs: "best")
+store.query(ask(query_embedding="tarts"))
+store.query(ask(output_fields="text"))
+store.query(ask(mode=MMR), mmr_prefetch_factor=0)
+store.query(ask(mode=MMR), offset=500)
+store.query(ask(), group_by_field=7)
+store.query(ask(), group_by_field="year", group_size=0)
+store.query(ask(), milvus_search_config="ef=64")
+store.query(ask(), milvus_search_config={"offset": 5})
+store.query(ask(query_embedding=None, filters=where("year", 1865)), score_threshold=0.5)
 """,
     "Rankers": """
 NewestFirst("")
@@ -257,6 +295,14 @@ store.query(ask(), string_expr="year = 1865")
 store.query(ask(), string_expr="(year == 1865")
 store.query(ask(), string_expr="year == 1865)")
 store.query(ask(), string_expr=1865)
+store.count(where("text", 7, "TEXT_MATCH"))
+store.count(where("a b", "x", "CONTAINS"))
+translated("2.3", where("text", "tarts", "TEXT_MATCH"))
+translated("2.3", where("][", 1))
+translated("2.6", where("any", 1), any=JSON)
+translated("2.6", where("year", 1865), dynamic=False)
+translated("Lite 2", where("title", "two" + chr(10) + "lines"))
+translated("Lite 2", where("year", None, "IS_EMPTY"))
 store.query(ask(), milvus_scalar_filters=where("tags", "a"))
 store.query(ask(), milvus_scalar_filters=lists("tags", [], "ARRAY_CONTAINS_ANY"))
 store.query(ask(), milvus_scalar_filters=lists("tags", -1, "ARRAY_LENGTH"))
@@ -291,6 +337,7 @@ NAMES: dict[str, Any] = {
             node,
             opened,
             rerank,
+            translated,
             where,
         )
     },
@@ -409,7 +456,7 @@ def page() -> Iterator[str]:
     """The lines of the page."""
     yield "# All messages\n"
     yield "The calls use:\n"
-    for helper in (built, opened, node, where, lists, ask, rerank):
+    for helper in (built, opened, node, where, lists, ask, translated, rerank):
         yield "\n".join(f"    {line}" for line in inspect.getsource(helper).split("\n"))
     sections = provoke()
     for title, messages in sections.items():

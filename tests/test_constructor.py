@@ -293,12 +293,12 @@ def test_repr_and_str_show_address_and_collection():
         ({"id_field": ""}, r"id_field is ''; it must be a name"),
         (
             {"embedding_field": "text"},
-            r"'text', the name of text_key already; fields need distinct",
+            r"'text', which is also text_key; fields need distinct",
         ),
-        ({"id_field": "_node_content"}, r"'_node_content', the name of the serialized node"),
+        ({"id_field": "_node_content"}, r"'_node_content', which is also"),
         (
             {"scalar_field_names": ["embedding"], "scalar_field_types": [DataType.INT64]},
-            r"scalar_field_names is 'embedding', the name of embedding_field already",
+            r"scalar_field_names is 'embedding', which is also embedding_field",
         ),
         (
             {"scalar_field_names": ["a", "a"], "scalar_field_types": [DataType.INT64] * 2},

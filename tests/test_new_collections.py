@@ -66,11 +66,11 @@ def test_search_parameters_of_other_index_types_are_known(
             {"scalar_fields": {"a-b": ScalarField("a-b", DataType.INT64)}},
             "scalar_field_names is 'a-b'; .* 'a_b' is",
         ),
-        ({"doc_id_field": "id"}, "doc_id_field is 'id', the name of id_field already; the fields"),
-        ({"text_key": "doc_id"}, "text_key is 'doc_id', the name of doc_id_field already"),
+        ({"doc_id_field": "id"}, "doc_id_field is 'id', which is also id_field; the fields"),
+        ({"text_key": "doc_id"}, "text_key is 'doc_id', which is also doc_id_field"),
         (
             {"scalar_fields": {"text": ScalarField("text", DataType.INT64)}},
-            "scalar_field_names is 'text', the name of text_key already",
+            "scalar_field_names is 'text', which is also text_key",
         ),
     ],
 )

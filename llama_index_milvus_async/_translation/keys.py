@@ -138,7 +138,9 @@ def _path_target(layout: Layout, steps: Sequence[Step]) -> Target:
     column = layout.columns.get(name)
     if column is not None and column.type is DataType.ARRAY and isinstance(steps[1], int):
         if len(steps) > 2:
-            raise FilterError(f"the elements of the ARRAY column {name!r} hold nothing further")
+            raise FilterError(
+                f"the ARRAY column {name!r} has simple elements; a key cannot lead into them"
+            )
         return element_target(column, steps[1], layout.engine)
     return _metadata(layout, steps)
 

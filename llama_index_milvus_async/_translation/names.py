@@ -30,7 +30,7 @@ def check_new_names(settings: CollectionSettings) -> None:
         check_new_name(argument, name)
         if name in taken:
             raise ConfigurationError(
-                f"{argument} is {name!r}, the name of {taken[name]} already; the fields of a new "
+                f"{argument} is {name!r}, which is also {taken[name]}; the fields of a new "
                 "collection need distinct names"
             )
         taken[name] = argument

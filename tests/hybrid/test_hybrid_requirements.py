@@ -141,7 +141,7 @@ async def test_an_engine_that_cannot_group_says_so(engine, dense, coloured):
         ),
         (
             {"enable_sparse": True, "sparse_embedding_field": "embedding"},
-            "sparse_embedding_field is 'embedding', the name of embedding_field already",
+            "sparse_embedding_field is 'embedding', which is also embedding_field",
         ),
     ],
     ids=label,
