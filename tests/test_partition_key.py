@@ -117,7 +117,7 @@ def test_an_existing_collection_is_compared(keyed, make_shared_store, engine) ->
     [
         ({"num_partitions": 4}, "num_partitions=4 has no effect without partition_key_field"),
         ({"partition_key_isolation": True}, "partition_key_isolation=True has no effect"),
-        ({"partition_key_field": "text"}, "partition_key_field is 'text', the name of text_key"),
+        ({"partition_key_field": "text"}, "partition_key_field is 'text', which is also text_key"),
         (
             {"partition_key_field": "t", "scalar_fields": {"t": DataType.BOOL}},
             "'t', of type BOOL; Milvus partitions by a VARCHAR or an INT64",
