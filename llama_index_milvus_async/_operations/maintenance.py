@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from types import NoneType
 from typing import Generic, TypeVar
 
 from llama_index.core.schema import BaseNode, Document
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from .._retrieval.options import ReadOptions
-from .._retrieval.values import check_count, check_flag, check_output_fields
+from .._retrieval.values import check_count, check_flag, check_output_fields, described
 from .._rpc import Row
 from .._translation import filters as _filters
 from .._translation.layout import NO_DOC_ID, NODE_TYPE_FIELD, Layout, stored_columns
 from .._translation.row_to_node import RowReader
 from .._transport.backend import Begun
 from ..documents import StoredDocument
-from ..errors import CollectionError
+from ..errors import CollectionError, QueryError
 from .context import Context
-from .ids import check_id, check_node_ids, expressions_of
+from .ids import check_node_ids, expressions_of
 from .missing_keys import warn_of_missing_filters
 from .pages import Pages, count_rows
 from .reads import fields_to_read
@@ -74,8 +75,8 @@ class Iteration(ABC, Generic[T]):
         after: str | None,
     ) -> None:
         check_count("batch_size", batch_size)
-        if after is not None:
-            check_id("after", after)
+        if not isinstance(after, (str, NoneType)):
+            raise QueryError(f"after is {described(after)}; it must be the id of a node, a string")
         self._filters = _filters.metadata_filters(filters)
         self._options = options
         self._batch_size = batch_size

@@ -131,7 +131,7 @@ def _add_copy(commands: Any) -> None:
         help="let the target keep nodes that the source does not have; by default that is an error",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1_000, metavar="N", help="nodes at a time (1000)"
+        "--batch-size", type=int, default=500, metavar="N", help="nodes at a time (500)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from array import array
@@ -98,7 +99,7 @@ async def _ids(
                 numbers.append(int(node_id))
             else:
                 texts.append(node_id)
-    for number in np.sort(np.array(numbers, dtype=np.int64)):
+    for number in await asyncio.to_thread(np.sort, np.array(numbers, dtype=np.int64)):
         yield str(number)
     for text in texts:
         yield text

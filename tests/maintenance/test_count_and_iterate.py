@@ -61,6 +61,21 @@ async def test_every_node_comes_once_and_in_the_order_of_the_ids(store, nodes, m
         assert ids([node async for node in store.iter_nodes(mine, batch_size=size)]) == ids(nodes)
 
 
+async def test_an_iteration_begins_behind_an_id(store, nodes, mine):
+    after = nodes[4].node_id
+    assert ids([node async for node in store.iter_nodes(mine, after=after)]) == ids(nodes[5:])
+    # Which need not be there.
+    last = f"{nodes[-1].node_id} "
+    assert [node async for node in store.iter_nodes(mine, after=last)] == []
+
+
+async def test_ids_come_without_their_nodes(store, nodes, mine):
+    for size in (5, 10_000):
+        assert [node_id async for node_id in store.iter_ids(mine, batch_size=size)] == ids(nodes)
+    after = nodes[4].node_id
+    assert [node_id async for node_id in store.iter_ids(mine, after=after)] == ids(nodes[5:])
+
+
 async def test_nodes_come_with_their_embeddings_where_these_are_wanted(store, nodes, mine):
     found = [node async for node in store.iter_nodes(mine, include_embeddings=True)]
     assert [node.embedding for node in found] == [node.embedding for node in nodes]
@@ -306,6 +321,7 @@ async def test_bad_arguments_are_refused(store, method, arguments, error, messag
         ({"batch_size": None}, QueryError, "batch_size is None"),
         ({"output_fields": "text"}, QueryError, "must be a list of names"),
         ({"include_embeddings": 1}, ConfigurationError, "include_embeddings is 1"),
+        ({"after": 5}, QueryError, "after is 5, .* the id of a node"),
         ({"limit": 5}, ConfigurationError, "unknown keyword arguments"),
         ({"milvus_partition_names": ""}, QueryError, "name partitions"),
         ({"filters": {"a": 1}}, FilterError, "must be MetadataFilters"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 
@@ -221,6 +222,33 @@ def test_a_copy_that_stops_says_how_to_go_on(
     assert (found, out) == (status, "")
     assert err.splitlines()[-2:] == [first, "What has arrived stays. The same command goes on."]
     assert "The same command without --replace goes on." in run("copy", there, here, "--replace")[2]
+
+
+PROGRAM = """
+import os, runpy, signal, sys
+from llama_index_milvus_async.migration import _command_line
+
+class Interrupted(_command_line.Display):
+    def __call__(self, progress):
+        super().__call__(progress)
+        if progress.done:
+            os.kill(os.getpid(), signal.SIGINT)
+
+_command_line.Display = Interrupted
+runpy.run_module("llama_index_milvus_async", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_leaves_what_can_be_resumed(run, source, lite, new_name, python_with_package):
+    places = f"{lite.uri}#{source.collection_name}", f"{lite.uri}#{new_name}"
+    ended = python_with_package.run(
+        "-c", PROGRAM, "copy", *places, "--batch-size", "10", status=130
+    )
+    assert "Interrupted.\nWhat has arrived stays. The same command goes on." in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert run("copy", *places)[0] == 0
+    assert run("check", *places)[0] == 0
 
 
 def test_the_progress_is_a_line():

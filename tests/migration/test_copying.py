@@ -24,7 +24,7 @@ def target(make_lite_store):
     return make_lite_store()
 
 
-async def test_a_copy_has_what_the_source_has(source, engine, make_store):
+async def test_a_copy_has_what_the_source_has(source, engine, make_store, make_lite_store):
     target = make_store(dim=None)
     seen = []
     report = await acopy_nodes(source, target, batch_size=25, on_progress=seen.append)
@@ -41,6 +41,10 @@ async def test_a_copy_has_what_the_source_has(source, engine, make_store):
     assert (report.copied, report.already_there) == (2, 58)
     assert (await acopy_nodes(source, target)).copied == 0
     assert (await acheck_nodes(source, target)).is_equal
+
+    back = make_lite_store()
+    assert (await acopy_nodes(target, back)).copied == 60
+    assert (await acheck_nodes(source, back)).is_equal
 
 
 def test_a_new_target_has_dimension_and_metric_of_the_source(source, target):
