@@ -29,6 +29,7 @@ from ._checks import (
     check_client_options,
     check_consistency_level,
     check_dense_fields,
+    check_description,
     check_dim,
     check_distinct,
     check_metric,
@@ -174,7 +175,11 @@ class StoreArguments(BasePydanticVectorStore):
     partition_key_field: Fixed[Annotated[Name | None, Rule("a name")]]
     num_partitions: Fixed[Annotated[Count | None, Rule("an integer of at least 1, or None")]]
     partition_key_isolation: Fixed[Flag]
-    description: Fixed[Annotated[str | None, Field(strict=True), Rule("a string")]]
+    description: Fixed[
+        Annotated[
+            str | None, Field(strict=True), BeforeValidator(check_description), Rule("a string")
+        ]
+    ]
     query_ranker: Any
 
     def __init__(self, **arguments: Any) -> None:

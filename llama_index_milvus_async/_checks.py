@@ -265,6 +265,19 @@ def check_dim(dim: Any, argument: str = "dim") -> int | None:
     return dim
 
 
+def check_description(description: Any) -> Any:
+    """Check that a text can be sent; pydantic checks that it is one."""
+    try:
+        if isinstance(description, str):
+            description.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"description has a lone surrogate at position {error.start}, which UTF-8 cannot "
+            "encode; leave it out"
+        ) from None
+    return description
+
+
 def check_timeout(timeout: Any) -> float | None:
     if timeout is None:
         return None

@@ -329,6 +329,7 @@ def test_repr_and_str_show_address_and_collection():
         ({"dim": "384.5"}, r"dim is 384.5; it must be an integer"),
         ({"dim": "many"}, r"dim is 'many'; it must be an integer"),
         ({"dim": True}, r"dim is True; it must be an integer"),
+        ({"description": "a\ud800"}, r"description has a lone surrogate at position 1"),
         ({"enable_dense": False}, r"enable_dense=False .* leave nothing to search"),
         (
             {"sparse_embedding_function": BM25BuiltInFunction()},

@@ -68,6 +68,7 @@ def test_search_parameters_of_other_index_types_are_known(
         ),
         ({"doc_id_field": "id"}, "doc_id_field is 'id', which is also id_field; the fields"),
         ({"text_key": "doc_id"}, "text_key is 'doc_id', which is also doc_id_field"),
+        ({"text_key": "RowID"}, "text_key is 'RowID', the name of a column that Milvus itself has"),
         (
             {"scalar_fields": {"text": ScalarField("text", DataType.INT64)}},
             "scalar_field_names is 'text', which is also text_key",

@@ -9,6 +9,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from pymilvus import DataType
+from pymilvus.grpc_gen import schema_pb2
 
 from llama_index_milvus_async import (
     CollectionError,
@@ -18,7 +19,8 @@ from llama_index_milvus_async import (
     QueryError,
 )
 from tests.fixtures.engines import Engine
-from tests.fixtures.stores import DIM, MakeStore
+from tests.fixtures.fake_milvus import FakeMilvus
+from tests.fixtures.stores import DIM, MakeStore, collection_name
 
 QUERY = VectorStoreQuery(query_embedding=[1.0] * DIM, similarity_top_k=10)
 
@@ -110,6 +112,28 @@ def test_an_existing_collection_is_compared(keyed, make_shared_store, engine) ->
         make_shared_store(
             collection_name=name, partition_key_field="tenant", partition_key_isolation=True
         ).connect()
+
+
+def test_what_is_asked_for_is_sent(fake_milvus: FakeMilvus) -> None:
+    """To a server that has all of it."""
+    store = MilvusVectorStore(
+        uri=fake_milvus.uri,
+        collection_name=collection_name("asked"),
+        dim=DIM,
+        partition_key_field="tenant",
+        num_partitions=7,
+        partition_key_isolation=True,
+        num_shards=3,
+        description="One for each tenant",
+        index_management="no_validation",
+    )
+    store.connect().close()
+    [created] = fake_milvus.requests["CreateCollection"]
+    schema = schema_pb2.CollectionSchema.FromString(created.schema)
+    assert (created.shards_num, created.num_partitions) == (3, 7)
+    assert {one.key: one.value for one in created.properties} == {"partitionkey.isolation": "true"}
+    assert schema.description == "One for each tenant"
+    assert [field.name for field in schema.fields if field.is_partition_key] == ["tenant"]
 
 
 @pytest.mark.parametrize(

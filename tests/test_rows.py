@@ -739,6 +739,9 @@ WRONG: list[tuple[DataType, Any]] = [
     (DataType.ARRAY, [None]),
     (DataType.ARRAY, [2**63]),
     (DataType.TIMESTAMPTZ, 1_700_000_000),
+    (DataType.TIMESTAMPTZ, "2025-05-01T23:59:59"),
+    (DataType.TIMESTAMPTZ, "2025-02-30T23:59:59Z"),
+    (DataType.TIMESTAMPTZ, "soon"),
     (DataType.JSON, "ab"),
     (DataType.JSON, '{"a": 1}'),
     (DataType.JSON, [1]),
@@ -763,6 +766,7 @@ RIGHT: list[tuple[DataType, Any]] = [
     (DataType.ARRAY, np.array([1])),
     (DataType.ARRAY, []),
     (DataType.TIMESTAMPTZ, "2025-05-01T23:59:59+08:00"),
+    (DataType.TIMESTAMPTZ, "2025-05-01 23:59:59.123456789Z"),
     (DataType.TIMESTAMPTZ, datetime.datetime(2024, 2, 29, tzinfo=datetime.timezone.utc)),
     (DataType.JSON, {"a": [1]}),
 ]

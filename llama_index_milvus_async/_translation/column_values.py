@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from pymilvus import DataType
 from .layout import INTEGER_TYPES, Column
 from .node_json import dumps
 from .numbers import is_integer, is_number
+from .points_in_time import point_in_time
 from .vectors import FLOAT32_MAX
 
 #: Milvus' bound on the dynamic field, or a JSON column, of one row (`common.MaxDynamicFieldSize`;
@@ -74,6 +76,8 @@ def _problem(column: Column, value: Any) -> str | None:
     if kind in (DataType.FLOAT, DataType.DOUBLE):
         if not is_number(value):
             return f"is {value!r}, which is not a number"
+        if not math.isfinite(value):
+            return f"is {value}, which is not a finite number"
         # Milvus would store infinity.
         over = kind == DataType.FLOAT and abs(value) > FLOAT32_MAX
         return f"is {value}, out of range" if over else None
@@ -97,6 +101,11 @@ def _problem(column: Column, value: Any) -> str | None:
         return first and f"has an element that {first}"
     if kind == DataType.JSON and not isinstance(value, dict):
         return f"is {value!r}, which is not a JSON object"  # servers take objects only
-    if kind == DataType.TIMESTAMPTZ and not isinstance(value, str):
-        return f"is {value!r}, which is not a string such as '2025-05-01T23:59:59+08:00'"
+    if kind == DataType.TIMESTAMPTZ and (
+        not isinstance(value, str) or point_in_time(value) is None
+    ):
+        return (
+            f"is {value!r}, which is not a point in time with an offset, such as "
+            "'2025-05-01T23:59:59+08:00'"
+        )
     return None

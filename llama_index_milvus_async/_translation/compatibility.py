@@ -11,6 +11,7 @@ from pymilvus import DataType
 from ..errors import CollectionError, ConfigurationError
 from .engine import Engine
 from .layout import Layout
+from .points_in_time import from_microseconds, point_in_time
 from .scalar_indexes import ScalarIndex
 from .settings import CollectionSettings, ScalarField, VectorField
 from .vectors import DENSE_METRICS
@@ -153,17 +154,20 @@ def _check_scalar_field(field: ScalarField, layout: Layout, refuse: Any) -> None
         # What was not asked for may be anything; Milvus Lite does not tell the length of elements.
         if not detailed or asked is None or (key == "max_length" and found is None):
             continue
-        if not _equal(found, asked, field.type):
+        equal = _equal_defaults(found, asked, field.type) if key == "default" else found == asked
+        if not equal:
             shown = f"DataType.{found.name}" if isinstance(found, DataType) else repr(found)
             refuse(what, f"{key}={shown}", f"{key}={asked!r}", f"Pass {key!r}: {shown} for it")
 
 
-def _equal(found: Any, asked: Any, kind: DataType) -> bool:
-    """Whether a column has a setting, as Milvus tells it."""
+def _equal_defaults(found: Any, asked: Any, kind: DataType) -> bool:
+    """Whether a column has a default, as Milvus tells it."""
     if kind in (DataType.FLOAT, DataType.DOUBLE) and isinstance(found, float):
         return math.isclose(found, asked, rel_tol=1e-6)
-    # Milvus writes a point in time as UTC.
-    return (kind is DataType.TIMESTAMPTZ and isinstance(found, str)) or bool(found == asked)
+    if kind is DataType.TIMESTAMPTZ:  # Milvus writes it as UTC, and Milvus Lite as a number
+        found = from_microseconds(found) if isinstance(found, int) else point_in_time(str(found))
+        asked = point_in_time(asked)
+    return bool(found == asked)
 
 
 def check_collection(

@@ -169,13 +169,13 @@ class Engine:
     has_index_defaults = Capability((2, 5), _ALWAYS, "has no default", "have them", lite2=True)
     #: Trie indexes of texts, and sorted ones of numbers.
     has_classic_scalar_indexes = Capability(
-        _ALWAYS, None, "has only indexes of type INVERTED for scalar columns", "have them"
+        _ALWAYS, None, "has only indexes of type INVERTED for scalar columns", "has others"
     )
     has_inverted_indexes = Capability(
         (2, 4), _ALWAYS, "has no INVERTED indexes", "have them", lite2=True
     )
     has_array_indexes = Capability(
-        (2, 5), None, "has no such index for a column of that type", "have them"
+        (2, 5), None, "has no such index for a column of that type", "have it"
     )
     has_newest_scalar_indexes = Capability((2, 6), None, "has no such index", "have it")
     #: Indexes of paths in JSON. Milvus builds them since 2.5.7; there, with an index, a negation

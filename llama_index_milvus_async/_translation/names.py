@@ -15,6 +15,7 @@ from .settings import CollectionSettings
 _MAX_LENGTH = 255
 # Newer servers take a "$" as well, and can be told to take further characters (`allowedChars`).
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*")
+_SYSTEM_FIELDS = ("RowID", "Timestamp")
 _FOREIGN = re.compile(r"[^A-Za-z0-9_$]")
 
 
@@ -28,6 +29,10 @@ def check_new_names(settings: CollectionSettings) -> None:
     taken: dict[str, str] = {}
     for argument, name in _fields(settings):
         check_new_name(argument, name)
+        if name in _SYSTEM_FIELDS:
+            raise ConfigurationError(
+                f"{argument} is {name!r}, the name of a column that Milvus itself has; use another"
+            )
         if name in taken:
             raise ConfigurationError(
                 f"{argument} is {name!r}, which is also {taken[name]}; the fields of a new "

@@ -23,6 +23,14 @@ _ELEMENT_TYPES = tuple(kind for kind in SCALAR_TYPES if kind is not DataType.JSO
 COLUMN_TYPES = (*SCALAR_TYPES, DataType.ARRAY, DataType.TIMESTAMPTZ)
 _KEYS = ("type", "max_length", "element_type", "max_capacity", "nullable", "default", "index")
 _WITHOUT_DEFAULT = (DataType.ARRAY, DataType.JSON)
+#: What is not the configuration of the index of a column, and why.
+_NOT_OF_INDEXES = {
+    "index_name": "an index has the name of its column; leave it out",
+    "field_name": "an index is of its own column; leave it out",
+    "metric_type": "only indexes of vectors have a metric; leave it out",
+    "json_path": "indexes of paths are in metadata_indexes",
+    "json_cast_type": "indexes of paths are in metadata_indexes",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,8 @@ class Given:
         if isinstance(value, str) and value.upper() in DataType.__members__:
             value = DataType[value.upper()]
         if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
-            found = f"has no {key}" if value is None else f"has {key}={value!r}"
+            shown = value.name if isinstance(value, DataType) else repr(value)
+            found = f"has no {key}" if value is None else f"has {key}={shown}"
             raise self.refuse(
                 found, f"allowed DataTypes are {', '.join(one.name for one in allowed)}"
             )
@@ -127,6 +136,9 @@ def _checked(given: Given) -> dict[str, Any]:
         checked["default"] = _default(given, kind, checked.get("max_length"))
     index = settings.get("index", False)
     if index not in (None, False):
+        if kind is DataType.JSON:
+            wanted = f"name the keys inside it in metadata_indexes, such as '{given.name}.key'"
+            raise given.refuse("has an index, and a JSON column has none as a whole", wanted)
         checked["index"] = _index(given, index)
     return checked
 
@@ -147,9 +159,14 @@ def _default(given: Given, kind: DataType, max_length: int | None) -> Any:
 def _index(given: Given, index: Any) -> Any:
     if isinstance(index, (bool, str)) and index:
         return index
-    if isinstance(index, Mapping) and isinstance(index.get("index_type", ""), str):
-        if "index_name" in index:
-            raise given.refuse("has an index_name", "an index has the name of its column")
+    if (
+        isinstance(index, Mapping)
+        and isinstance(index.get("index_type", ""), str)
+        and isinstance(index.get("params") or {}, Mapping)
+    ):
+        for key in (*index, *(index.get("params") or {})):
+            if key in _NOT_OF_INDEXES:
+                raise given.refuse(f"has an index with {key!r}", _NOT_OF_INDEXES[key])
         return dict(index)
     raise given.refuse(
         f"has index={index!r}",

@@ -168,10 +168,7 @@ def _checked_type(asked: str, given: str, kind: DataType, engine: Engine) -> str
     name = _TRIE if given.upper() in ("TRIE", "MARISA-TRIE") else given.upper()
     fitting = [one for one, types in _ENGINES.items() if kind in types]
     if name not in fitting:
-        remedy = f"one of type {kind.name} has one of {fitting}"
-        if kind is DataType.JSON:
-            remedy = "a JSON column has indexes of its paths: name them in metadata_indexes"
-        raise ConfigurationError(f"{asked}; {remedy}")
+        raise ConfigurationError(f"{asked}; one of type {kind.name} has one of {fitting}")
     engine.require(_ENGINES[name][kind], asked, ConfigurationError)
     return name
 
