@@ -254,7 +254,9 @@ def test_settings_that_no_server_takes_are_refused(fields: Any, message: str) ->
 
 
 def test_a_key_is_named_once_and_copies_keep_the_settings() -> None:
-    with pytest.raises(ConfigurationError, match="scalar_fields is 't', which is also scalar_field_"):
+    with pytest.raises(
+        ConfigurationError, match="scalar_fields is 't', which is also scalar_field_"
+    ):
         MilvusVectorStore(
             dim=DIM,
             scalar_field_names=["t"],

@@ -84,7 +84,9 @@ def test_names_of_scalar_and_sparse_fields_are_taken():
             scalar_field_names=["year"],
             scalar_field_types=[DataType.INT64],
         )
-    with pytest.raises(ConfigurationError, match="dense_fields is 'sparse_embedding', which is also"):
+    with pytest.raises(
+        ConfigurationError, match="dense_fields is 'sparse_embedding', which is also"
+    ):
         MilvusVectorStore(
             dim=DIM, dense_fields={"sparse_embedding": {"dim": 4}}, enable_sparse=True
         )
