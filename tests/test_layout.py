@@ -21,6 +21,7 @@ from llama_index_milvus_async import (
     NodeError,
     ScalarMetadataFilter,
     ScalarMetadataFilters,
+    ServerError,
 )
 from llama_index_milvus_async._translation.engine import Engine as Version
 from llama_index_milvus_async._translation.scalar_fields import check_scalar_fields, scalar_field
@@ -216,6 +217,33 @@ def test_shards_and_replicas_are_sent(recorder: Recorder, make_store) -> None:
     ]
     assert [load.replica_number for load in loads] == [1] * len(loads)
     assert len(loads) == 2
+    store.client.release_collection(name := store.collection_name)
+    with pytest.raises(ServerError, match="replica_number is more than the server has query nodes"):
+        make_store(collection_name=name, replica_number=9).connect()
+
+
+@pytest.mark.engines("standalone")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_shards": 17}, "num_shards is too large; the server allows 16"),
+        (
+            {"partition_key_field": "tenant", "num_partitions": 5_000},
+            "num_partitions is too large; the server allows 4096",
+        ),
+        (
+            {"scalar_fields": {f"f{i}": DataType.BOOL for i in range(70)}},
+            "too many fields, each of scalar_fields one; the server allows 64",
+        ),
+    ],
+)
+def test_what_is_too_many_for_the_server_is_named(
+    arguments: dict[str, Any], message: str, make_store, raw
+) -> None:
+    store = make_store(**arguments)
+    with pytest.raises(ServerError, match=message):
+        store.connect()
+    assert not raw.has_collection(store.collection_name)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,20 @@ def _no_database(address: Address, match: re.Match[str]) -> str:
     )
 
 
+def _too_few_nodes(address: Address, match: re.Match[str]) -> str:
+    return (
+        "replica_number is more than the server has query nodes, of which each copy needs one; "
+        "pass a smaller one"
+    )
+
+
+def _too_many(what: str) -> _Message:
+    def tell(address: Address, match: re.Match[str]) -> str:
+        return f"{what}; the server allows {match['most']}"
+
+    return tell
+
+
 def missing_partition(name: str) -> str:
     """What to say of a partition that does not exist."""
     return (
@@ -59,6 +73,19 @@ _OF_REQUESTS: Sequence[tuple[re.Pattern[str], _Message]] = (
     (re.compile(r"^database '(?P<name>[^']+)' does not exist"), _no_database),
     (re.compile(r"partition not found\[partition=(?P<name>[^\]]+)\]"), _no_partition),
     (re.compile(r"partition name (?P<name>.+) not found"), _no_partition),
+    (re.compile(r"\bnodes? not enough"), _too_few_nodes),
+    (
+        re.compile(r"maximum shards's number should be limited to (?P<most>\d+)"),
+        _too_many("num_shards is too large"),
+    ),
+    (
+        re.compile(r"partition number \(\d+\) exceeds max configuration \((?P<most>\d+)\)"),
+        _too_many("num_partitions is too large"),
+    ),
+    (
+        re.compile(r"maximum field's number should be limited to (?P<most>\d+)"),
+        _too_many("the collection would have too many fields, each of scalar_fields one"),
+    ),
 )
 #: Milvus' code for a partition that does not exist; Milvus Lite adds nothing but its name.
 NO_PARTITION = 200
