@@ -374,7 +374,9 @@ class Display:
 def progress_line(progress: Progress) -> str:
     """A progress as a line: rows, rate and time left."""
     of = f" of {progress.total:,} ({progress.done / progress.total:.0%})" if progress.total else ""
-    line = f"{progress.operation}: {progress.done:,}{of} nodes, {progress.rate:,.0f} a second"
+    line = f"{progress.operation}: {progress.done:,}{of} nodes"
+    if progress.rate:
+        line += f", {progress.rate:,.0f} a second"
     if (left := progress.seconds_left) is not None:
         minutes, seconds = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)

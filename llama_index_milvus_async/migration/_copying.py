@@ -197,6 +197,8 @@ class _Copy:
         self._order = order
         # What the source's file was like when its ids were read.
         self._since: object = None
+        self._on_progress: ProgressCallback | None = None
+        self._total: int | None = None
         self._meter = Meter("copy", None, None)
         self.copied = 0
         self.already_there = 0
@@ -206,7 +208,8 @@ class _Copy:
     async def run(
         self, *, resume: bool, keep_extra: bool, on_progress: ProgressCallback | None
     ) -> None:
-        total = await self._source.acount(self._filters, consistency_level=STRONG)
+        self._on_progress = on_progress
+        self._total = await self._source.acount(self._filters, consistency_level=STRONG)
         before = await self._target.acount(consistency_level=STRONG)
         if before and not resume and not self._target.upsert_mode:
             raise ConfigurationError(
@@ -226,7 +229,7 @@ class _Copy:
                 )
         if found is not None and resume:
             self.already_there = found.common
-        self._meter = Meter("copy", total, on_progress, already=self.already_there)
+        self._meter = Meter("copy", self._total, on_progress, already=self.already_there)
         self._meter.add(0)
         if self._transform is not None:
             # Written again, unless that would double them: they may have become others.
@@ -278,7 +281,8 @@ class _Copy:
 
     async def _compare(self) -> Comparison:
         self._since = changes_of_file(self._source)
-        return await compare_ids(self._source, self._target, self._filters, self._order)
+        meter = Meter("compare", self._total, self._on_progress)
+        return await compare_ids(self._source, self._target, self._filters, self._order, meter)
 
     async def _batches(
         self, found: Comparison | None, digest: IdDigest

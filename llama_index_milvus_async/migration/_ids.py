@@ -15,11 +15,13 @@ import numpy as np
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from ..store import MilvusVectorStore
+from ._progress import Meter
 
 T = TypeVar("T")
 
 #: Ids that are kept to be shown.
 MAX_SHOWN_IDS = 1_000
+_COUNTED_AT_ONCE = 5_000
 #: Reads that decide what is to be done see everything that was written before.
 STRONG = "Strong"
 
@@ -156,9 +158,19 @@ async def compare_ids(
     target: MilvusVectorStore,
     filters: MetadataFilters | None,
     order: IdOrder,
+    meter: Meter | None = None,
 ) -> Comparison:
-    """Compare the ids of two collections, a page of each in memory."""
-    comparison, digest = Comparison(), IdDigest()
+    """Compare the ids of two collections, a page of each in memory.
+
+    Args:
+        source: The one collection.
+        target: The other one.
+        filters: Which nodes of the source.
+        order: The order of both.
+        meter: Counts the ids of the source.
+    """
+    meter = meter or Meter("compare", None, None)
+    comparison, digest, uncounted = Comparison(), IdDigest(), 0
     async with (
         aclosing(order.source_ids(source, filters)) as ours,
         aclosing(order.target_ids(target)) as theirs,
@@ -172,6 +184,11 @@ async def compare_ids(
                 comparison.note_missing(one)
             else:
                 comparison.note_common(one)
+            uncounted += 1
+            if uncounted == _COUNTED_AT_ONCE:
+                meter.add(uncounted)
+                uncounted = 0
+    meter.add(uncounted)
     comparison.source_digest = digest.value
     return comparison
 

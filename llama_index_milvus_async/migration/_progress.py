@@ -15,7 +15,7 @@ class Progress:
     """How far a copy, a check, an export or the like has come.
 
     Attributes:
-        operation: What it is: `"copy"`, `"check"`, ...
+        operation: What it is: `"copy"`, `"check"`, ..., or `"compare"` where a copy compares ids.
         done: The rows that are done, those of an earlier run included.
         total: All rows, as they were counted at the beginning; `None` where nobody knows.
         seconds: The time since it began.
@@ -75,7 +75,9 @@ class Meter:
     def progress(self) -> Progress:
         """How far it has come."""
         seconds = time.perf_counter() - self._began
-        return Progress(self._operation, self._done, self._total, seconds, self._already)
+        # There may be more by now.
+        total = None if self._total is None else max(self._total, self._done)
+        return Progress(self._operation, self._done, total, seconds, self._already)
 
     def add(self, rows: int) -> None:
         """Count rows that are done."""

@@ -256,7 +256,7 @@ def test_the_progress_is_a_line():
     assert progress_line(progress) == (
         "copy: 12,000 of 100,000 (12%) nodes, 1,000 a second, 0:01:28 left"
     )
-    assert progress_line(Progress("export", 5, None, 0.0)) == "export: 5 nodes, 0 a second"
+    assert progress_line(Progress("export", 5, None, 0.0)) == "export: 5 nodes"
     assert Progress("copy", 100, 100, 5.0).seconds_left == 0
     assert Progress("copy", 0, 100, 5.0).seconds_left is None
 

@@ -37,8 +37,11 @@ async def test_a_copy_has_what_the_source_has(source, engine, make_store, make_l
 
     # It goes on where something is missing, and then there is nothing to do.
     await target.adelete_nodes([NODES[3].node_id, NODES[40].node_id])
-    report = await acopy_nodes(source, target)
+    seen.clear()
+    report = await acopy_nodes(source, target, on_progress=seen.append)
     assert (report.copied, report.already_there) == (2, 58)
+    told = [(progress.operation, progress.done) for progress in seen]
+    assert told == [("compare", 60), ("copy", 58), ("copy", 60)]
     assert (await acopy_nodes(source, target)).copied == 0
     assert (await acheck_nodes(source, target)).is_equal
 

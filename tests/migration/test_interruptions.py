@@ -54,7 +54,7 @@ def test_a_killed_process_goes_on(source, target, python_with_package):
 
 
 async def test_a_killed_server_goes_on(source, lite_server):
-    target = MilvusVectorStore(lite_server.uri, timeout=2)
+    target = MilvusVectorStore(lite_server.uri, timeout=1)
 
     def stop(progress):
         if progress.done >= 20:
