@@ -100,7 +100,7 @@ format: $(VENV)/.installed-dev ## apply ruff's formatting and its safe fixes
 	$(VENV)/bin/python -m ruff format .
 
 clean: ## remove the environments and everything generated
-	rm -rf $(VENV) $(VENV26) $(VENVNEWEST) $(VENVBENCH) $(VENVUPSTREAM) $(VENVDOCS) $(LITE2) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV26) $(VENVNEWEST) $(VENVBENCH) $(VENVUPSTREAM) $(VENVDOCS) $(LITE2) .milvus-standalone build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file says what an environment holds, so that a second call installs nothing.
