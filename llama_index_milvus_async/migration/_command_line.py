@@ -157,7 +157,7 @@ def _add_export(commands: Any) -> None:
 
 def _add_import(commands: Any) -> None:
     summary = "add the nodes of a Parquet file to a collection, which is made where it is missing"
-    parser = add_command(commands, "import", _import, summary)
+    parser = add_command(commands, "import", _import, summary, resumes=True)
     parser.add_argument("file", metavar="FILE.parquet", help="the file")
     parser.add_argument("target", metavar="TARGET", help="URI#COLLECTION")
     _add_options(parser, "target")
@@ -165,7 +165,7 @@ def _add_import(commands: Any) -> None:
 
 def _add_reembed(commands: Any) -> None:
     summary = "embed a collection with another model, into a new one, and switch an alias to it"
-    parser = add_command(commands, "reembed", _reembed, summary)
+    parser = add_command(commands, "reembed", _reembed, summary, resumes=True)
     parser.add_argument("source", metavar="SOURCE", help="URI#COLLECTION, or URI#ALIAS")
     parser.add_argument("--into", required=True, metavar="NAME", help="the new collection")
     parser.add_argument(
