@@ -35,7 +35,7 @@ INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench bench-questions quality soak docs messages check test test-pymilvus30 test-pymilvus26 test-newest test-slow test-ray lint types format clean
+.PHONY: help demo bench bench-questions bench-loops quality soak docs messages check test test-pymilvus30 test-pymilvus26 test-newest test-slow test-ray lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -46,8 +46,12 @@ demo: $(VENV)/.installed-demo ## install the demo's requirements and run it
 bench: $(VENVBENCH)/.installed ## compare with upstream and the raw client; 25 minutes
 	$(VENVBENCH)/bin/python -m benchmarks $(BENCH_ARGS)
 
-bench-questions: $(VENV)/.installed-demo ## questions a second from text to nodes, with a real model; 5 minutes
-	$(VENV)/bin/python -m benchmarks.questions $(BENCH_ARGS)
+bench-questions: $(VENVBENCH)/.installed-demo ## from questions to nodes and from text to rows, with a real model; 10 minutes
+	$(VENVBENCH)/bin/python -m benchmarks.questions $(BENCH_ARGS)
+	$(VENVBENCH)/bin/python -m benchmarks.ingestion --minilm
+
+bench-loops: $(VENVBENCH)/.installed ## asyncio's event loop and uvloop's; 2 minutes
+	$(VENVBENCH)/bin/python -m benchmarks.loops $(BENCH_ARGS)
 
 quality: $(VENV)/.installed-demo ## recall and nDCG of dense, full-text and hybrid retrieval
 	$(VENV)/bin/python -m benchmarks.retrieval
@@ -119,6 +123,10 @@ $(VENV26)/.installed: pyproject.toml constraints.txt | $(VENV26)/bin/python
 
 $(VENVBENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt | $(VENVBENCH)/bin/python
 	$(VENVBENCH)/bin/python $(INSTALL) -r benchmarks/requirements.txt -e '.[lite,test]'
+	touch $@
+
+$(VENVBENCH)/.installed-demo: $(VENVBENCH)/.installed
+	$(VENVBENCH)/bin/python $(INSTALL) -r benchmarks/requirements.txt -e '.[demo]'
 	touch $@
 
 # The site is made from the sources: neither the package nor what it needs is installed.

@@ -3,13 +3,16 @@
 import asyncio
 import itertools
 import json
+import re
 import socket
 import time
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
+from llama_index.core import MockEmbedding
 
-from benchmarks import proxy
+from benchmarks import ingestion, proxy, questions, questions_report
 from benchmarks.contenders import Upstream
 from benchmarks.load import (
     Capacity,
@@ -413,3 +416,36 @@ async def test_the_proxy_delays_both_directions():
             assert time.monotonic() - began >= 0.06
             writer.close()
             await writer.wait_closed()
+
+
+@pytest.mark.engines("lite")
+async def test_questions_are_measured_and_told(engine, tmp_path):
+    model = MockEmbedding(embed_dim=8)
+    figures = await questions.measure(engine.uri, engine.token, model, [2], 1, seconds=0.02)
+    about = dict.fromkeys(("date", "machine", "load", "python", "where"), "x")
+    questions_report.write({**about, "rows": 1, "top_k": 1, **figures}, tmp_path)
+    page = (tmp_path / "questions.md").read_text()
+    for call in ("aretrieve", "aquery"):
+        assert len(re.findall(rf"^\| `{call}` \| 2 \|", page, re.MULTILINE)) == 1
+        for name in ("this store", "this store and CoalescingEmbedding"):
+            lines = re.findall(rf"^\| `{call}` \| {name} \| .* 0 \|$", page, re.MULTILINE)
+            assert len(lines) == 3
+    if find_spec("matplotlib"):
+        assert (tmp_path / "questions.png").stat().st_size > 1_000
+
+
+@pytest.mark.engines("lite")
+async def test_the_way_from_text_to_rows_is_measured(make_store):
+    model = ingestion.SleepingModel(rate=1e6)
+    took = await ingestion.measure(make_store(dim=ingestion.DIM), model, 20, rounds=1)
+    assert took.keys() == {"embedding", "writing", "aingest"}
+    assert min(took.values()) > 0
+
+
+@pytest.mark.engines("lite")
+def test_both_event_loops_are_measured(engine):
+    loops = pytest.importorskip("benchmarks.loops", exc_type=ImportError)
+    figures = loops.measure(engine, calls=4, rounds=1)
+    assert len(figures) == 3 * 3 * 2
+    page = loops.markdown("lite", figures)
+    assert len(re.findall(r"\| (?:this store|the same|bare client)", page)) == 9
