@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -146,6 +147,22 @@ def test_the_blocking_twin(shared, name, inside):
     result = asyncio.run(run_inside()) if inside else run()
     assert (result.documents, result.nodes) == (3, 6)
     assert asyncio.run(texts_of(shared, documents)) == lines_of(documents)
+
+
+@pytest.mark.engines("lite")
+@pytest.mark.skipif(sys.platform == "win32", reason="uvloop")
+def test_uvloop(shared, name):
+    uvloop = pytest.importorskip("uvloop")
+    documents = documents_of(name, 5)
+
+    async def run() -> IngestResult:
+        result = await aingest(
+            shared, asynchronous(documents), [Lines(), BatchModel()], batch_size=2
+        )
+        assert await texts_of(shared, documents) == lines_of(documents)
+        return result
+
+    assert uvloop.run(run()).nodes == 10
 
 
 async def test_a_document_replaces_its_earlier_version(shared, name):
