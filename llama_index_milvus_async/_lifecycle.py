@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -292,30 +292,42 @@ class ConnectedStore(StoreArguments):
         context = self._context(self._connections.blocking())
         return run_sync(operation(context, *args, **kwargs))
 
-    async def _await(
+    def _await(
+        self,
+        name: str,
+        operation: Callable[Concatenate[Context, P], Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Awaitable[T]:
+        """Run an operation on the running event loop, as `_block` does.
+
+        Await it at once. It is not a coroutine function itself: thousands of calls may wait at the
+        same time, and each coroutine on the way is one more object for the garbage collector.
+        """
+        if is_observed():
+            return self._await_observed(name, operation, *args, **kwargs)
+        return self._arun(operation, *args, **kwargs)
+
+    async def _await_observed(
         self,
         name: str,
         operation: Callable[Concatenate[Context, P], Coroutine[Any, Any, T]],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run an operation on the running event loop, as `_block` does."""
-        if is_observed():
-            with observing(self, name, self.collection_name, args[0]) as outcome:
-                outcome.result = result = await self._arun(operation, *args, **kwargs)
-                return result
-        return await self._arun(operation, *args, **kwargs)
+        with observing(self, name, self.collection_name, args[0]) as outcome:
+            outcome.result = result = await self._arun(operation, *args, **kwargs)
+            return result
 
-    async def _arun(
+    def _arun(
         self,
         operation: Callable[Concatenate[Context, P], Coroutine[Any, Any, T]],
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> T:
+    ) -> Awaitable[T]:
         if not self.use_async_client:
-            return await asyncio.to_thread(lambda: self._run(operation, *args, **kwargs))
-        context = self._context(self._connections.of_running_loop())
-        return await operation(context, *args, **kwargs)
+            return asyncio.to_thread(lambda: self._run(operation, *args, **kwargs))
+        return operation(self._context(self._connections.of_running_loop()), *args, **kwargs)
 
     def _context(self, backend: Backend) -> Context:
         return Context(

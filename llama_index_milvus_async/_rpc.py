@@ -309,7 +309,11 @@ class Hits(Sequence[Row]):
         if isinstance(index, slice):
             positions = self._positions[index]
             return Hits(self.ids[index], self.distances[index], self._rows, positions)
-        return self._rows.row(self._positions[index])
+        return self.row(index)
+
+    def row(self, position: int) -> dict[str, Any]:
+        """The row of a hit, made anew; see `Rows.row`."""
+        return self._rows.row(self._positions[position])
 
     def vectors(self, name: str) -> npt.NDArray[Any] | None:
         """The hits' vectors in a dense column; see `Rows.vectors`."""

@@ -20,7 +20,7 @@ from llama_index_milvus_async._retrieval import plan
 from llama_index_milvus_async._retrieval.checks import check_query
 from llama_index_milvus_async._retrieval.modes import MODES
 from llama_index_milvus_async._retrieval.options import SearchOptions, StoreOptions
-from llama_index_milvus_async._retrieval.plan import SearchPlanner
+from llama_index_milvus_async._retrieval.plan import SearchMemory, SearchPlanner
 from llama_index_milvus_async._retrieval.ranking import (
     CallableRanker,
     RelativeScore,
@@ -81,6 +81,29 @@ def planner(
     )
     indexes = {"dense": Index("IP", "FLAT"), "sparse": Index("BM25", "FLAT")}
     return SearchPlanner(SearchOptions(**options), layout, indexes, store)
+
+
+def test_calls_share_requests_that_are_the_same() -> None:
+    first = planner()
+    memory = first._memory
+    requests = []
+    for ef in (16, 16, 32):
+        config = {"params": {"ef": ef}}
+        another = planner(milvus_search_config=config)
+        another._memory = memory
+        [leg] = another.prepare(query(VectorStoreQueryMode.DEFAULT)).legs
+        config["params"]["ef"] = 1  # whoever passed it may change it later
+        requests.append(leg.request)
+    assert requests[0] is requests[1]
+    assert [request.params["params"]["ef"] for request in requests] == [16, 16, 32]
+
+
+def test_requests_that_are_remembered_have_a_bound() -> None:
+    memory = SearchMemory()
+    for number in range(10 * plan.MAX_REMEMBERED):
+        assert memory.get(number, lambda number=number: [number]) == [number]
+        assert memory.get(number, lambda: []) == [number]
+    assert len(memory._made) <= plan.MAX_REMEMBERED
 
 
 def query(mode: VectorStoreQueryMode, **arguments: Any) -> VectorStoreQuery:

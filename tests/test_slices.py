@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from llama_index_milvus_async._concurrency.slices import Slices
+from llama_index_milvus_async._concurrency.slices import HANDED_OVER, Slices
 
 
 def spin(seconds: float) -> None:
@@ -74,6 +74,28 @@ async def test_a_short_call_does_not_wait_for_a_long_one():
     assert await count_iterations(short) <= 10
     assert not long.done()
     assert len(await long) == 400
+
+
+async def test_calls_of_several_are_handed_their_results_in_small_lots():
+    """So that they can drop them before there are enough to start the garbage collector."""
+    slices, kept, most = Slices(seconds=1), 0, 0
+
+    async def use() -> None:
+        nonlocal kept, most
+
+        def count(item: int) -> int:
+            nonlocal kept, most
+            kept += 1
+            most = max(most, kept)
+            return item
+
+        converted = await slices.convert(range(10), count)
+        kept -= len(converted)
+
+    slices._left = 0  # else those that find time left are served at once
+    await asyncio.gather(*(use() for _ in range(100)))
+    assert kept == 0
+    assert most < HANDED_OVER + 10
 
 
 async def test_the_work_of_many_calls_grows_with_their_number_only():

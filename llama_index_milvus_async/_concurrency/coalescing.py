@@ -312,7 +312,7 @@ class Coalescer:
         number, context, future = lane.stats.calls, copy_context(), loop.create_future()
         entry = Entry(lane, key, item, weight, size, deadline, now, number, context, future)
         if timeout is not None:
-            entry.timer = loop.call_later(timeout, self._expire, entry)
+            entry.timer = loop.call_later(timeout, self._expire, entry, context=context)
         entry.place = lane.overflow
         lane.overflow[entry] = None
         self._admit(lane)

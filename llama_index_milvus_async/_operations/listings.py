@@ -26,7 +26,9 @@ async def list_matching(
     """The first nodes that match each query, by the order of their ids, without similarities."""
 
     async def read(ready: Ready) -> list[VectorStoreQueryResult]:
-        planner = SearchPlanner(options, ready.layout, ready.indexes, context.options)
+        planner = SearchPlanner(
+            options, ready.layout, ready.indexes, context.options, ready.searches
+        )
         return [await _read(context, ready, planner, query, options) for query in queries]
 
     return await context.with_ready(read, missing=[empty_result() for _ in queries])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -87,39 +87,57 @@ async def query_many(
         check_is_query(f"queries[{position}]", query)
     check_search_options(options)
     # All of them before the first is sent.
-    await context.backend.convert(queries, lambda query: check_query(query, options))
-    results = [empty_result() for _ in queries]
-    asked = [i for i, query in enumerate(queries) if query.doc_ids is None or query.doc_ids]
-    listed = [i for i in asked if asks_for_all_that_match(queries[i], options)]
-    if listed:
-        asked = [i for i in asked if i not in set(listed)]
-        answers = await list_matching(context, [queries[i] for i in listed], options)
-        for i, answer in zip(listed, answers, strict=True):
-            results[i] = answer
-    if not asked:
-        return results
+    await context.backend.convert(queries, partial(check_query, options=options))
+    asked, listed = _kinds(queries, options)
+    searching = list(map(queries.__getitem__, asked))
+    listing = list(map(queries.__getitem__, listed))
+    find = partial(_find, context, searching, options)
+    found: list[Found] = await context.with_ready(find, missing=[]) if asked else []
+    answers = await list_matching(context, listing, options) if listed else []
+    results: list[VectorStoreQueryResult | None] = [None] * len(queries)
+    for i, one in zip(asked[: len(found)], found, strict=True):
+        results[i] = await _result(context, one)
+    for i, answer in zip(listed, answers, strict=True):
+        results[i] = answer
+    return [empty_result() if result is None else result for result in results]
 
-    async def find(ready: Ready) -> list[Found]:
-        await check_partitions(context, ready.layout, "search", options)
-        searches = await _prepare(context, ready, [queries[i] for i in asked], options)
-        try:
-            hits = await _search(context, searches, options)
-        except ServerError as error:
-            raise explained(error, options) from error
-        found = await _make_nodes(context, searches, hits)
-        await _warn_of_missing_keys(context, ready, found)
-        return found
 
-    searched: list[Found] = await context.with_ready(find, missing=[])
-    for i, found in zip(asked[: len(searched)], searched, strict=True):
-        if found.search.ranks_here:
-            nodes, similarities = await _rank(context, found)
-        else:
-            nodes, similarities = found.nodes[0], found.legs[0].similarities
-        results[i] = VectorStoreQueryResult(
-            nodes=nodes, similarities=similarities, ids=[node.node_id for node in nodes]
-        )
-    return results
+def _kinds(
+    queries: Sequence[VectorStoreQuery], options: SearchOptions
+) -> tuple[list[int], list[int]]:
+    """The queries that search, and those that ask for all that match, by their numbers.
+
+    Nothing can match the others.
+    """
+    kinds: tuple[list[int], list[int]] = [], []
+    for i, query in enumerate(queries):
+        if query.doc_ids is None or query.doc_ids:
+            kinds[asks_for_all_that_match(query, options)].append(i)
+    return kinds
+
+
+async def _find(
+    context: Context, queries: Sequence[VectorStoreQuery], options: SearchOptions, ready: Ready
+) -> list[Found]:
+    """Search for queries, and make the nodes of what is found."""
+    await check_partitions(context, ready.layout, "search", options)
+    searches = await _prepare(context, ready, queries, options)
+    try:
+        hits = await _search(context, searches, options)
+    except ServerError as error:
+        raise explained(error, options) from error
+    found = await _make_nodes(context, searches, hits)
+    await _warn_of_missing_keys(context, ready, found)
+    return found
+
+
+async def _result(context: Context, found: Found) -> VectorStoreQueryResult:
+    if found.search.ranks_here:
+        nodes, similarities = await _rank(context, found)
+    else:
+        nodes, similarities = found.nodes[0], found.legs[0].similarities
+    ids = [node.node_id for node in nodes]
+    return VectorStoreQueryResult(nodes=nodes, similarities=similarities, ids=ids)
 
 
 async def _prepare(
@@ -135,7 +153,7 @@ async def _prepare(
         }
         encoded = await context.encode(list(texts.values()), queries=True) if texts else []
         sparse = dict(zip(texts, encoded, strict=True))
-    planner = SearchPlanner(options, ready.layout, ready.indexes, context.options)
+    planner = SearchPlanner(options, ready.layout, ready.indexes, context.options, ready.searches)
     return await context.backend.convert(
         enumerate(queries), lambda numbered: planner.prepare(numbered[1], sparse.get(numbered[0]))
     )
@@ -176,6 +194,17 @@ async def _send_searches(
     context: Context, wanted: _Wanted, timeout: float | None
 ) -> dict[_Place, Hits]:
     """Send searches, those that ask alike in common requests."""
+    if len(wanted) != 1:
+        return await _send_in_batches(context, wanted, timeout)
+    # Nearly all calls are of this kind, and a thousand of them may wait at the same time.
+    [(place, (request, data))] = wanted.items()
+    [hits] = await _sender(context, request)(request, [data], timeout)
+    return {place: hits}
+
+
+async def _send_in_batches(
+    context: Context, wanted: _Wanted, timeout: float | None
+) -> dict[_Place, Hits]:
     alike: dict[Search | HybridSearch, list[_Place]] = {}
     for place, (request, _) in wanted.items():
         alike.setdefault(request, []).append(place)
@@ -189,19 +218,21 @@ async def _send_searches(
 
     async def send(batch: tuple[Search | HybridSearch, list[_Place]]) -> None:
         request, places = batch
-
-        async def search(data: Sequence[Any]) -> Sequence[Hits]:
-            if isinstance(request, HybridSearch):
-                return await context.backend.hybrid_search(request, data, timeout)
-            return await context.backend.search(request, data, timeout)
-
-        hits = await in_parts([wanted[place][1] for place in places], search)
+        read = partial(_sender(context, request), request, timeout=timeout)
+        hits = await in_parts([wanted[place][1] for place in places], read)
         found.update(zip(places, hits, strict=True))
 
     for outcome in await context.backend.send_all(batches, send):
         if isinstance(outcome, Exception):
             raise outcome
     return found
+
+
+def _sender(
+    context: Context, request: Search | HybridSearch
+) -> Callable[..., Awaitable[Sequence[Hits]]]:
+    backend = context.backend
+    return backend.hybrid_search if isinstance(request, HybridSearch) else backend.search
 
 
 async def _make_nodes(
@@ -220,7 +251,8 @@ async def _make_nodes(
             if i not in chosen:
                 chosen[i] = choose_hits(search, hits[i])
             for scored in chosen[i]:
-                yield from ((search, hit) for hit in scored.hits)
+                for hit in scored.hits:
+                    yield search, hit
 
     nodes = iter(await context.backend.convert(chosen_hits(), node_of))
     return [

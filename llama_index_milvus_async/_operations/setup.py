@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pymilvus import CollectionSchema
 
+from .._retrieval.plan import SearchMemory
 from .._translation.compatibility import (
     ISOLATION_PROPERTY,
     check_collection,
@@ -58,12 +59,14 @@ class Ready:
         schema: What the collection's description says of its schema, and of which collection of
             its name it is.
         keys_looked_up: The metadata keys that were looked up; see `missing_keys`.
+        searches: What searches have in common.
     """
 
     layout: Layout
     indexes: Mapping[str, Index]
     schema: Mapping[str, Any]
     keys_looked_up: set[str] = field(default_factory=set, compare=False)
+    searches: SearchMemory = field(default_factory=SearchMemory, compare=False)
 
     async def is_current(self, backend: Backend) -> bool:
         """Whether the collection is still as it was found.

@@ -104,15 +104,15 @@ def asks_for_all_that_match(query: VectorStoreQuery, options: SearchOptions) -> 
 
     So ask LlamaIndex's auto-retrievers where a question is only about metadata.
     """
-    restricts = (
+    if query.mode != VectorStoreQueryMode.DEFAULT or _has_embedding(query):
+        return False
+    return bool(
         metadata_filters(query.filters).filters
         or query.node_ids  # an empty list means every node
         or query.doc_ids is not None
         or options.milvus_scalar_filters
         or (options.string_expr and options.string_expr.strip())
     )
-    is_default = query.mode == VectorStoreQueryMode.DEFAULT
-    return is_default and not _has_embedding(query) and bool(restricts)
 
 
 def _has_embedding(query: VectorStoreQuery) -> bool:

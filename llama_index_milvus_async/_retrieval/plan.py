@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from pymilvus import DataType
@@ -34,6 +34,13 @@ from .ranking import (
 from .rerank_functions import check_columns
 from .search_params import exhaustive_params, search_params, warn_of_ignored
 from .values import check_search_config
+
+T = TypeVar("T")
+
+#: Requests and readers that a collection remembers. Filters that differ for each user make many.
+MAX_REMEMBERED = 256
+#: Characters of the longest expression of such a request.
+MAX_REMEMBERED_EXPRESSION = 1_000
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,23 @@ def _packed(argument: str, embedding: Any, column: Column) -> Any:
         ) from error
 
 
+class SearchMemory:
+    """Readers and requests that searches of one collection have in common, from call to call."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What was made for a key; made now, where that was not or is forgotten."""
+        made: T | None = self._made.get(key)
+        if made is None:
+            made = make()
+            if len(self._made) >= MAX_REMEMBERED:
+                self._made.clear()
+            self._made[key] = made
+        return made
+
+
 class SearchPlanner:
     """Prepares the searches of the queries of one call.
 
@@ -146,6 +170,7 @@ class SearchPlanner:
         layout: The collection.
         indexes: The indexes of its vector columns.
         store: The store's own settings.
+        memory: What calls on the collection have in common.
 
     Raises:
         QueryError: The engine cannot do what the keyword arguments ask for.
@@ -157,6 +182,7 @@ class SearchPlanner:
         layout: Layout,
         indexes: Mapping[str, Index],
         store: StoreOptions,
+        memory: SearchMemory | None = None,
     ) -> None:
         if options.group_by_field is not None:
             layout.engine.require(Engine.has_grouping, "group_by_field", QueryError)
@@ -167,7 +193,7 @@ class SearchPlanner:
         self._partition_names = options.partition_names
         self._consistency_level = options.consistency_level or store.consistency_level
         self._expressions: dict[tuple[int, int, int], str] = {}
-        self._readers: dict[Any, tuple[RowReader, tuple[str, ...]]] = {}
+        self._memory = memory or SearchMemory()
         self._requests: dict[_SearchKey, tuple[Search, Search | None]] = {}
 
     def prepare(self, query: VectorStoreQuery, sparse: Any = None) -> PreparedSearch:
@@ -256,15 +282,16 @@ class SearchPlanner:
         self, named: tuple[str, ...], embedding_field: str | None, with_embedding: bool
     ) -> tuple[RowReader, tuple[str, ...]]:
         """What makes nodes of hits, and the fields to fetch with each."""
-        key = named, embedding_field, with_embedding
-        if key not in self._readers:
+
+        def make() -> tuple[RowReader, tuple[str, ...]]:
             reader = RowReader(self._layout, named, embedding_field)
             # The primary key comes in any case.
             fetched = [name for name in reader.fields if name != self._layout.primary_key]
             if with_embedding and embedding_field is not None:
                 fetched.append(embedding_field)
-            self._readers[key] = reader, tuple(dict.fromkeys(fetched))
-        return self._readers[key]
+            return reader, tuple(dict.fromkeys(fetched))
+
+        return self._memory.get((named, embedding_field, with_embedding), make)
 
     def _expression(self, query: VectorStoreQuery) -> str:
         """The filter of a query; queries mostly have the same objects in common."""
@@ -286,13 +313,22 @@ class SearchPlanner:
     def _request(self, key: _SearchKey) -> tuple[Search, Search | None]:
         """The search of a field, and the exhaustive one of the same."""
         if key not in self._requests:
-            self._requests[key] = self._new_request(key)
+            config = self._config(key.field)
+            if key.ranker is None and len(key.expression) <= MAX_REMEMBERED_EXPRESSION:
+                # A search config is whatever its owner has made of it by now.
+                known = key, self._partition_names, self._consistency_level, repr(config)
+                made = self._memory.get(known, lambda: self._new_request(key, config))
+            else:
+                made = self._new_request(key, config)
+            self._requests[key] = made
         return self._requests[key]
 
-    def _new_request(self, key: _SearchKey) -> tuple[Search, Search | None]:
+    def _new_request(
+        self, key: _SearchKey, config: Mapping[str, Any]
+    ) -> tuple[Search, Search | None]:
         layout, index = self._layout, self._indexes[key.field]
+        check_search_config("search_config", config)
         all_rows = exhaustive_params(key.field, index, layout)
-        config = self._config(key.field)
         if ignored := ignored_params(index.type, {**config, **(config.get("params") or {})}):
             warn_of_ignored(layout.collection_name, key.field, index.type, tuple(ignored))
         params = search_params(config, index, key.limit, layout, raise_ef="ef" in all_rows)
@@ -327,7 +363,6 @@ class SearchPlanner:
             return self._options.sparse_search_config or {}
         if self._options.milvus_search_config is not None:
             return self._options.milvus_search_config
-        check_search_config("search_config", self._store.search_config)
         return self._store.search_config
 
     def _hybrid(

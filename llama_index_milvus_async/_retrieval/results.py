@@ -79,7 +79,9 @@ def takes_long(search: PreparedSearch, count: int) -> bool:
 def node_of(search_and_hit: tuple[PreparedSearch, Hit]) -> BaseNode:
     """Make the node of a hit."""
     search, (hits, position) = search_and_hit
-    return search.reader.node({**hits[position], search.layout.primary_key: hits.ids[position]})
+    row = hits.row(position)
+    row[search.layout.primary_key] = hits.ids[position]
+    return search.reader.node(row)
 
 
 def _all(hits: Hits) -> list[Hit]:

@@ -329,23 +329,24 @@ class AsyncBackend(Backend):
     ) -> None:
         await self._submit(self._transport.inserts, request, rows, timeout, size)
 
-    async def search(
+    # Not coroutine functions: thousands of searches may wait at the same time, and each coroutine
+    # on the way is one more object for the garbage collector.
+
+    def search(
         self, request: Search, data: Sequence[Any], timeout: float | None
-    ) -> Sequence[Hits]:
+    ) -> Coroutine[Any, Any, Sequence[Hits]]:
         transport = self._transport
         kind = transport.lite_searches if request.one_at_a_time else transport.searches
         size = transport.response_bytes(len(data) * request.limit)
-        hits: Sequence[Hits] = await self._submit(kind, request, data, timeout, size)
-        return hits
+        return self._submit(kind, request, data, timeout, size)
 
-    async def hybrid_search(
+    def hybrid_search(
         self, request: HybridSearch, data: Sequence[tuple[Any, ...]], timeout: float | None
-    ) -> Sequence[Hits]:
+    ) -> Coroutine[Any, Any, Sequence[Hits]]:
         transport = self._transport
         kind = transport.lite_hybrids if request.one_at_a_time else transport.hybrids
         size = transport.response_bytes(len(data) * request.limit)
-        hits: Sequence[Hits] = await self._submit(kind, request, data, timeout, size)
-        return hits
+        return self._submit(kind, request, data, timeout, size)
 
     async def get_by_ids(
         self, request: GetByIds, ids: Sequence[str], timeout: float | None
