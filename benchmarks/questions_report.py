@@ -134,7 +134,7 @@ def _draw_rates(axis: Any, rows: list[Json]) -> None:
     axis.set_xlabel("questions that arrive at the same time")
     axis.set_title("Questions answered each second: more is better", size=10)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.margins(y=0.3)
+    axis.margins(y=0.5)
     axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
@@ -149,6 +149,7 @@ def _draw_latencies(axis: Any, rows: list[Json]) -> None:
             axis.plot(rates, latencies, style, ms=4, color=COLOURS[name])
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.yaxis.set_minor_formatter(lambda value, _: f"{value:,g}")
     axis.set_xlim(left=0)
     axis.set_xlabel("questions that arrive each second, at 50, 80 and 95 % of what is possible")
     axis.set_title("Milliseconds until the answer: less is better", size=10)
