@@ -35,7 +35,7 @@ INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench bench-questions bench-loops quality soak docs messages check test test-pymilvus30 test-pymilvus26 test-newest test-slow test-ray lint types format clean
+.PHONY: help demo bench bench-layout bench-questions bench-loops quality soak docs messages check test test-pymilvus30 test-pymilvus26 test-newest test-slow test-ray lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ demo: $(VENV)/.installed-demo ## install the demo's requirements and run it
 
 bench: $(VENVBENCH)/.installed ## compare with upstream and the raw client; 25 minutes
 	$(VENVBENCH)/bin/python -m benchmarks $(BENCH_ARGS)
+
+bench-layout: $(VENV)/.installed-dev ## indexes, partition keys, operations on many nodes, and what tenants cost; 40 minutes
+	$(VENV)/bin/python -m benchmarks.layout $(BENCH_ARGS)
 
 bench-questions: $(VENVBENCH)/.installed-demo ## from questions to nodes and from text to rows, with a real model; 10 minutes
 	$(VENVBENCH)/bin/python -m benchmarks.questions $(BENCH_ARGS)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pymilvus import MilvusClient
 
 from tests.fixtures.engines import Engine, new_client
 from tests.fixtures.servers import LiteServer, Server, StandaloneServer
@@ -18,6 +21,7 @@ class UsualStandalone(StandaloneServer):
     ASSIGNMENT_MILLISECONDS = 2_000
 
 
+SECONDS_FOR_AN_INDEX = 900
 STARTED: dict[str, type[Server]] = {"lite": LiteServer, "standalone": UsualStandalone}
 
 
@@ -39,6 +43,21 @@ def running(name: str, uri: str, token: str) -> Iterator[Engine]:
             yield _engine(name, server.uri, "")
         finally:
             server.remove()
+
+
+def build_index(engine: Engine, raw: MilvusClient, name: str, rows: int) -> None:
+    """Seal all rows of a collection, and wait until they are loaded with their index."""
+    raw.flush(name)
+    deadline = time.monotonic() + SECONDS_FOR_AN_INDEX
+    while not engine.is_lite:
+        index = raw.describe_index(name, "embedding")
+        if index["indexed_rows"] >= rows and not index["pending_index_rows"]:
+            break
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no index in {SECONDS_FOR_AN_INDEX} s: {index}")
+        time.sleep(1)
+    raw.release_collection(name)
+    raw.load_collection(name)
 
 
 def _engine(name: str, uri: str, token: str) -> Engine:

@@ -42,10 +42,10 @@ async def measure_in_child(
     return [(int(added), float(mib)) for added, mib in json.loads(printed)]
 
 
-def resident_mib() -> float:
-    """Resident memory of this process; 0 where the system does not tell."""
+def resident_mib(process: int | str = "self") -> float:
+    """Resident memory of this or another process; 0 where the system does not tell."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc", str(process), "statm").read_text().split()[1])
     except OSError:
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

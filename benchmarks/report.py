@@ -248,22 +248,26 @@ def targets_table(results: Json) -> str:
             workload = workload_of(engine, target.workload)
             found = ratio(workload, target.above, target.below, target.figure)
             met = found and target.is_met(found.median, engine["is_lite"])
-            shown = _ratio(found) + _mark(workload)
-            row += [shown, target.shown(engine["is_lite"]), _yes(met)]
+            shown = ratio_text(found) + _mark(workload)
+            row += [shown, target.shown(engine["is_lite"]), yes_or_no(met)]
         if any(row[2::3][i] != NONE for i in range(len(engines))):
             rows.append(row)
     row = ["any of them, longest stall of the loop", "this store"]
     for engine in engines:
         stall = worst_stall(engine, "this")
         shown = f"{stall[0].median:.0f} ms ({stall[1]})" if stall else NONE
-        row += [shown, f"≤ {STALL_MS:g} ms", _yes(stall and stall[0].median <= STALL_MS)]
+        row += [shown, f"≤ {STALL_MS:g} ms", yes_or_no(stall and stall[0].median <= STALL_MS)]
     rows.append(row)
     row = ["nodes from a generator, memory", "this store"]
     for engine in engines:
         memory = workload_of(engine, "memory")
         growth = spread(memory, "this", "growth_mib")
         shown = f"grows by {growth.median:.1f} MiB{_mark(memory)}" if growth else NONE
-        row += [shown, f"flat (≤ {FLAT_MIB:g} MiB)", _yes(growth and growth.median <= FLAT_MIB)]
+        row += [
+            shown,
+            f"flat (≤ {FLAT_MIB:g} MiB)",
+            yes_or_no(growth and growth.median <= FLAT_MIB),
+        ]
     rows.append(row)
     return table(header, rows)
 
@@ -318,9 +322,9 @@ def time_table(workloads: Iterable[Json]) -> str:
             [
                 title_of(each),
                 *(f"{found.median:.3f} s" if found else NONE for found in rounds),
-                _ratio(ratio(each, "this", "floor")),
-                _ratio(ratio(each, "upstream", "floor")),
-                _ratio(ratio(each, "upstream", "this")),
+                ratio_text(ratio(each, "this", "floor")),
+                ratio_text(ratio(each, "upstream", "floor")),
+                ratio_text(ratio(each, "upstream", "this")),
                 _rounds(rounds),
             ]
         )
@@ -341,7 +345,7 @@ def lone_table(workloads: Iterable[Json]) -> str:
             values = [f"{one.median * 1000:.2f}" for one in found if one]
             row.append(" / ".join(values) or NONE)
         for above, below in (("this", "floor"), ("upstream", "this")):
-            row += [_ratio(ratio(each, above, below, figure)) for figure in ("p50", "cpu_p50")]
+            row += [ratio_text(ratio(each, above, below, figure)) for figure in ("p50", "cpu_p50")]
         calls = spread(each, "this", "operations")
         rows.append([*row, f"{calls.median:.0f}" if calls else NONE])
     return table(header, rows)
@@ -380,9 +384,9 @@ def load_table(workloads: Sequence[Json]) -> str:
                 [
                     name,
                     f"{each['details']['load']:.0%}",
-                    f"{_number(asked.median)}/s",
-                    f"{_number(served.median)}/s",
-                    *(_number(value.median * 1000) if value else NONE for value in found),
+                    f"{number_text(asked.median)}/s",
+                    f"{number_text(served.median)}/s",
+                    *(number_text(value.median * 1000) if value else NONE for value in found),
                     f"{calls.median:,.0f}",
                     f"{failed.most:.0f}",
                 ]
@@ -393,7 +397,7 @@ def load_table(workloads: Sequence[Json]) -> str:
 def capacities(details: Json) -> str:
     """What the loads are shares of, and who is missing."""
     found = "; ".join(
-        f"{LOAD_NAMES[who]} {_number(rate)}/s ({details['concurrency'][who]:,} calls at once)"
+        f"{LOAD_NAMES[who]} {number_text(rate)}/s ({details['concurrency'][who]:,} calls at once)"
         for who, rate in details["capacity"].items()
     )
     missing = "".join(
@@ -465,16 +469,18 @@ def _below(target: Target) -> str:
     return "floor" if is_bulk else NAMES[target.below]
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A number with about three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _ratio(found: Spread | None) -> str:
+def ratio_text(found: Spread | None) -> str:
+    """The median, and where there are several rounds the least and the greatest."""
     if found is None:
         return NONE
     if found.rounds == 1:
-        return _number(found.median)
-    return f"{_number(found.median)} ({_number(found.least)} to {_number(found.most)})"
+        return number_text(found.median)
+    return f"{number_text(found.median)} ({number_text(found.least)} to {number_text(found.most)})"
 
 
 def _rounds(found: Sequence[Spread | None]) -> str:
@@ -482,7 +488,8 @@ def _rounds(found: Sequence[Spread | None]) -> str:
     return " / ".join(map(str, numbers)) if len(set(numbers)) > 1 else str(max(numbers))
 
 
-def _yes(met: object) -> str:
+def yes_or_no(met: object) -> str:
+    """Whether a target is met; `None` where nothing was measured."""
     return NONE if met is None else "yes" if met else "**no**"
 
 

@@ -39,6 +39,7 @@ from .contenders import (
     contenders_under_load,
 )
 from .data import Batch, make_batch, make_queries
+from .engines import build_index
 from .load import (
     Call,
     Outcome,
@@ -78,7 +79,6 @@ LITE_RTT_SHARE = 0.25
 LEAST_LONE_CALLS = 10
 #: In place of a contender: this store at the rate that is a share of upstream's capacity.
 AT_UPSTREAMS_RATE = f"{ThisStore.key}_at_{Upstream.key}"
-SECONDS_FOR_AN_INDEX = 900
 
 
 @dataclass
@@ -228,7 +228,8 @@ class Bench:
             for batch in batches:
                 await floor.add_all(batch)
             if index is not FLAT:
-                await asyncio.to_thread(self._build_index, name, sum(map(len, batches)))
+                rows = sum(map(len, batches))
+                await asyncio.to_thread(build_index, self.engine, self.raw, name, rows)
             for each in made[1:]:
                 await each.open()
             for each in made:
@@ -243,20 +244,6 @@ class Bench:
     def _drop(self, name: str) -> None:
         if self.raw.has_collection(name):
             self.raw.drop_collection(name)
-
-    def _build_index(self, name: str, rows: int) -> None:
-        """Seal all rows, and wait until they are indexed and loaded with their index."""
-        self.raw.flush(name)
-        deadline = time.monotonic() + SECONDS_FOR_AN_INDEX
-        while not self.engine.is_lite:
-            index = self.raw.describe_index(name, "embedding")
-            if index["indexed_rows"] >= rows and not index["pending_index_rows"]:
-                break
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no index in {SECONDS_FOR_AN_INDEX} s: {index}")
-            time.sleep(1)
-        self.raw.release_collection(name)
-        self.raw.load_collection(name)
 
     def _count(self, name: str) -> int:
         rows = self.raw.query(

@@ -3,17 +3,20 @@
 import asyncio
 import itertools
 import json
+import os
 import re
 import socket
 import time
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from llama_index.core import MockEmbedding
 
-from benchmarks import ingestion, proxy, questions, questions_report
+from benchmarks import ingestion, proxy, questions, questions_report, tenants
 from benchmarks.contenders import Upstream
+from benchmarks.layout import TARGETS
 from benchmarks.load import (
     Capacity,
     arrivals_at,
@@ -62,6 +65,46 @@ def test_a_quick_run_writes_figures_and_tables(python_with_package, tmp_path):
     assert "### Latency under load in ms: single adds" in text
     assert "| this store, coalesce=False | 95% |" in text
     assert str(tmp_path) not in text + json.dumps(results)
+
+
+@pytest.mark.engines("lite")
+def test_a_quick_run_compares_layouts_and_ways_to_keep_tenants_apart(
+    engine, python_with_package, tmp_path
+):
+    command = ["-m", "benchmarks.layout", "--quick", "--output", str(tmp_path)]
+    python_with_package.run(*command, "--uri", engine.uri, "--token", engine.token)
+
+    results = json.loads((tmp_path / "layouts.json").read_text())
+    workloads = {each["key"]: each for each in results["measured"]}
+    for target in TARGETS:
+        assert ratio(workloads[target.workload], target.above, target.below).median > 0
+    results = json.loads((tmp_path / "tenants.json").read_text())
+    ways = ["filter", "partition key", "partition", "collection", "database"]
+    assert [each["way"] for each in results["measured"]] == ways
+    for each in results["measured"]:
+        assert (each["tenants"], each["nodes"]) == (2, 100)
+        assert each["query_seconds"] > 0
+    text = (tmp_path / "layouts.md").read_text()
+    assert "| query with a filter | partition key ÷ column |" in text
+    assert "| database | 2 | 100 |" in (tmp_path / "tenants.md").read_text()
+    assert engine.uri not in text + json.dumps(results)
+
+
+def test_tenants_that_were_not_created_are_told():
+    its = {"way": "collection", "asked": 10_000, "tenants": 7, "nodes": 3, "memory_mib": None}
+    its |= {"create_seconds": 300.0, "fill_seconds": 1.0, "query_seconds": 0.0125}
+    failed = {"way": "database", "asked": 60, "failure": "UnreachableError"}
+    text = tenants.markdown([its, failed])
+    assert "| database | 60: UnreachableError | - | - | - | - | - |" in text
+    assert "| collection | 7 of 10,000 | 3 | 300 s | 1.00 s | - | 12.5 ms |" in text
+    assert "the time was up" in text
+    assert "the time was up" not in tenants.markdown([its | {"asked": 7}])
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc")
+def test_the_process_that_listens_is_found_by_its_address():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert tenants.pid_of(f"http://127.0.0.1:{listener.getsockname()[1]}") == os.getpid()
 
 
 def results_of(*workloads):
