@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pymilvus import MilvusClient
 
+from llama_index_milvus_async import MilvusVectorStore
 from tests.fixtures.engines import Engine, new_client
 from tests.fixtures.servers import LiteServer, Server, StandaloneServer
 
@@ -58,6 +59,17 @@ def build_index(engine: Engine, raw: MilvusClient, name: str, rows: int) -> None
         time.sleep(1)
     raw.release_collection(name)
     raw.load_collection(name)
+
+
+def build_index_of_store(engine: Engine, store: MilvusVectorStore, rows: int) -> None:
+    """Do the same for the collection of a store.
+
+    On Milvus Lite stores flush by themselves, and loading fails while a file is half written.
+    """
+    if engine.is_lite:
+        store.client.flush(store.collection_name)
+    else:
+        build_index(engine, store.client, store.collection_name, rows)
 
 
 def _engine(name: str, uri: str, token: str) -> Engine:

@@ -38,7 +38,7 @@ from tests.fixtures.loops import measure_stall
 
 from . import data, report, tenants
 from .contenders import HNSW
-from .engines import STARTED, build_index, running
+from .engines import STARTED, build_index_of_store, running
 from .measure import CallClock, Figures, settle
 from .memory import resident_mib
 from .retrieval import version_of
@@ -171,9 +171,7 @@ class Layouts:
             for store in self._stores.values():
                 await store.async_add(nodes)
         for store in self._stores.values():
-            await asyncio.to_thread(
-                build_index, self._engine, store.client, store.collection_name, options.nodes
-            )
+            await asyncio.to_thread(build_index_of_store, self._engine, store, options.nodes)
 
     async def drop(self) -> None:
         """Drop the collections and close the stores."""

@@ -30,7 +30,7 @@ from tests.fixtures.engines import Engine, new_client
 
 from . import data, report
 from .contenders import HNSW
-from .engines import build_index, running
+from .engines import build_index_of_store, running
 from .measure import CallClock, settle
 from .memory import resident_mib
 
@@ -84,8 +84,7 @@ class Way(ABC):
         """Have everything written, indexed and loaded; each collection has so many rows."""
 
         async def build(store: MilvusVectorStore) -> None:
-            name = store.collection_name
-            await asyncio.to_thread(build_index, self._engine, store.client, name, rows)
+            await asyncio.to_thread(build_index_of_store, self._engine, store, rows)
 
         await at_once(build, self._stores.values())
 

@@ -82,6 +82,7 @@ def test_a_quick_run_compares_layouts_and_ways_to_keep_tenants_apart(
     ways = ["filter", "partition key", "partition", "collection", "database"]
     assert [each["way"] for each in results["measured"]] == ways
     for each in results["measured"]:
+        assert "failure" not in each, each
         assert (each["tenants"], each["nodes"]) == (2, 100)
         assert each["query_seconds"] > 0
     text = (tmp_path / "layouts.md").read_text()
