@@ -9,7 +9,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
 from .._translation.numbers import is_integer
-from ..errors import ConfigurationError, QueryError, abridged
+from ..errors import ConfigurationError, MilvusVectorStoreError, QueryError, abridged
 
 #: Milvus' largest top k (https://milvus.io/docs/limitations.md#Top-K).
 MAX_TOP_K = 16_384
@@ -119,14 +119,16 @@ def check_top_k(name: str, value: Any) -> None:
         raise QueryError(f"{name} is {value}; Milvus takes 1 to {MAX_TOP_K}")
 
 
-def check_count(argument: str, value: Any) -> None:
+def check_count(
+    argument: str, value: Any, error: type[MilvusVectorStoreError] = QueryError
+) -> None:
     """Check a number of nodes.
 
     Raises:
-        QueryError: It is not an integer of at least 1.
+        QueryError: It is not an integer of at least 1. Or `error`, where the call asks nothing.
     """
     if not is_integer(value) or value < 1:
-        raise QueryError(f"{argument} is {value!r}; it must be an integer of at least 1")
+        raise error(f"{argument} is {value!r}; it must be an integer of at least 1")
 
 
 def check_search_config(argument: str, config: Any) -> None:

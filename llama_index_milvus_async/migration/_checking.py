@@ -13,6 +13,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from .._concurrency.drivers import run_on_own_loop
 from .._operations import Ready
 from .._retrieval.values import check_count, check_flag
+from ..errors import ConfigurationError
 from ..store import MilvusVectorStore
 from ._ids import MAX_SHOWN_IDS, STRONG, IdOrder, merged
 from ._progress import Meter, ProgressCallback, check_callback, count_of
@@ -154,7 +155,7 @@ async def acheck_nodes(
     on_progress: ProgressCallback | None = None,
 ) -> CheckReport:
     """Compare two collections without blocking the event loop; see `check_nodes`."""
-    check_count("batch_size", batch_size)
+    check_count("batch_size", batch_size, ConfigurationError)
     check_flag("vectors", vectors)
     check_callback(on_progress)
     began = time.perf_counter()

@@ -147,7 +147,7 @@ async def acopy_nodes(
 ) -> CopyReport:
     """Copy nodes without blocking the event loop; see `copy_nodes`."""
     check_store(target, "target")
-    check_count("batch_size", batch_size)
+    check_count("batch_size", batch_size, ConfigurationError)
     check_flag("resume", resume)
     check_flag("keep_extra", keep_extra)
     check_callback(on_progress)

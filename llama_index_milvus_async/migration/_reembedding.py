@@ -171,7 +171,7 @@ async def areembed(
 ) -> ReembedReport:
     """Embed the nodes of a collection anew without blocking the event loop; see `reembed`."""
     _check_arguments(embed_model, into, alias, pause_writers)
-    check_count("batch_size", batch_size)
+    check_count("batch_size", batch_size, ConfigurationError)
     check_flag("remove_extra", remove_extra)
     check_callback(on_progress)
     check_store(store, "store")

@@ -9,7 +9,6 @@ from llama_index_milvus_async.errors import (
     CollectionError,
     ConfigurationError,
     MigrationError,
-    QueryError,
 )
 from llama_index_milvus_async.migration import acheck_nodes, acopy_nodes, copy_nodes
 from tests.fixtures.stores import DIM, collection_name, make_nodes
@@ -149,7 +148,7 @@ def refuse(error, match, source, target, **arguments):
 def test_arguments_are_checked(source, target):
     refuse(ConfigurationError, "source is 'notes'", "notes", target)
     refuse(ConfigurationError, "target is None", source, None)
-    refuse(QueryError, "batch_size", source, target, batch_size=0)
+    refuse(ConfigurationError, "batch_size is 0", source, target, batch_size=0)
     refuse(ConfigurationError, "resume", source, target, resume="x.json")
     refuse(ConfigurationError, "keep_extra", source, target, keep_extra=1)
     refuse(ConfigurationError, "on_progress is 3", source, target, on_progress=3)
