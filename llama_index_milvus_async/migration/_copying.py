@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from types import NoneType
 from typing import Any, TypeAlias, cast
 
@@ -15,6 +14,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from .._concurrency.drivers import acall, gather_or_cancel, is_asynchronous, run_on_own_loop
+from .._concurrency.in_order import map_in_order
 from .._lifecycle import changes_of_file
 from .._retrieval.values import check_count, check_flag, described
 from ..errors import CollectionError, ConfigurationError, MigrationError, NodeError
@@ -335,25 +335,22 @@ class _Copy:
             batches: The nodes.
             skip_present: Whether some of them may be in the target, and are left as they are.
         """
-        writing: deque[asyncio.Task[None]] = deque()
+        add = partial(self._add, skip_present=skip_present)
+        writing = map_in_order(self._changed_batches(batches), add, _BATCHES_BEING_WRITTEN)
+        async with aclosing(writing):
+            async for _ in writing:
+                pass
+
+    async def _changed_batches(
+        self, batches: AsyncGenerator[list[BaseNode], None]
+    ) -> AsyncGenerator[list[BaseNode], None]:
         async with aclosing(batches):
-            try:
-                async for batch in batches:
-                    nodes = await self._changed(batch)
-                    self.left_out += len(batch) - len(nodes)
-                    if len(nodes) < len(batch):
-                        self._meter.add(len(batch) - len(nodes))
-                    if len(writing) == _BATCHES_BEING_WRITTEN:
-                        await writing.popleft()
-                    adding = self._add(nodes, skip_present=skip_present)
-                    writing.append(asyncio.create_task(adding))
-                while writing:
-                    await writing.popleft()
-            except BaseException:
-                for task in writing:
-                    task.cancel()
-                await asyncio.gather(*writing, return_exceptions=True)
-                raise
+            async for batch in batches:
+                nodes = await self._changed(batch)
+                if left_out := len(batch) - len(nodes):
+                    self.left_out += left_out
+                    self._meter.add(left_out)
+                yield nodes
 
     async def _changed(self, batch: list[BaseNode]) -> list[BaseNode]:
         """What becomes of nodes on their way."""
