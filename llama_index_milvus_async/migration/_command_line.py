@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         display.end()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except MilvusVectorStoreError as error:
+    except (MilvusVectorStoreError, ImportError, OSError) as error:
         display.end()
         print(f"error: {error}{_to_go_on(arguments, display)}", file=sys.stderr)
         return 1

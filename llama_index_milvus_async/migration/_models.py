@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import ValidationError
 from llama_index.core.embeddings.utils import resolve_embed_model
 
 from .._retrieval.values import described
 from ..errors import ConfigurationError
+from ._places import read_option
 
 _LOCAL = "local"
 
@@ -33,7 +33,7 @@ def embed_model_of(text: str, options: Sequence[str] = ()) -> BaseEmbedding:
             f"embed-model is {text!r}; name a module and what makes the model, such as "
             "llama_index.embeddings.openai:OpenAIEmbedding, or local:BAAI/bge-small-en-v1.5"
         )
-    arguments = dict(map(_option, options))
+    arguments = dict(map(read_option, options))
     if place == _LOCAL:
         if arguments:
             raise ConfigurationError(
@@ -61,10 +61,10 @@ def embed_model_of(text: str, options: Sequence[str] = ()) -> BaseEmbedding:
             raise ConfigurationError(f"embed-model: {text!r} is {described(found)}, not a model")
         try:
             found = found(**arguments)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"embed-model: {text!r} cannot be called with the options {sorted(arguments)} "
-                f"({error}); pass others by --embed-option NAME=VALUE"
+                f"({_problem(error)}); pass others by --embed-option NAME=VALUE"
             ) from error
     if not isinstance(found, BaseEmbedding):
         raise ConfigurationError(
@@ -81,11 +81,8 @@ def _package(module: str) -> str:
     return "-".join(module.split(".")[:3]).replace("_", "-")
 
 
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ConfigurationError(f"the option {text.partition('=')[0]!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+def _problem(error: Exception) -> str:
+    """What is wrong with options, without their values: one may be the key of a service."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())

@@ -91,7 +91,7 @@ class Place:
                 f"{text!r} names no collection; write the address, # and the collection, such as "
                 f"{shown}#notes"
             )
-        return cls(uri, collection, side, dict(map(_option, options)))
+        return cls(uri, collection, side, dict(map(_store_option, options)))
 
     @property
     def address(self) -> Address:
@@ -99,11 +99,21 @@ class Place:
         return Address(self.uri)
 
 
-def _option(text: str) -> tuple[str, Any]:
-    """Read `NAME=VALUE`, whose value is JSON, or a string where it is not."""
+def read_option(text: str) -> tuple[str, Any]:
+    """Read `NAME=VALUE`, whose value is JSON, or a string where it is not.
+
+    Raises:
+        ConfigurationError: It is not that.
+    """
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ConfigurationError(f"the option {name!r} has no value; write NAME=VALUE")
+    return name, _parsed(value)
+
+
+def _store_option(text: str) -> tuple[str, Any]:
+    """Read an argument of a store."""
+    name, value = read_option(text)
     if name in _NOT_OPTIONS:
         raise ConfigurationError(
             f"{name} is not an option; address and collection are URI#COLLECTION, and tokens come "
@@ -113,10 +123,7 @@ def _option(text: str) -> tuple[str, Any]:
         raise ConfigurationError(
             f"{name!r} is not an argument of MilvusVectorStore{did_you_mean(name, _OPTIONS)}"
         )
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+    return name, value
 
 
 def tokens_of(*places: Place) -> list[str]:
@@ -369,7 +376,7 @@ def _scalar_settings(described: Mapping[str, Any], *, is_indexed: bool) -> dict[
 
 
 def _parsed(value: Any) -> Any:
-    """A value that Milvus has as text: a number, a dictionary, ..."""
+    """A value that is written as JSON, such as a number or a dictionary, or else a string."""
     if not isinstance(value, str):
         return value
     try:

@@ -318,3 +318,7 @@ def test_the_same_from_a_shell(make_notes, make_lite_store, alias, capsys, monke
     for wrong in ("words", "tests.fixtures.words:Nothing", "tests.nowhere:Model", "json:dumps"):
         assert main([*command, "--embed-model", wrong]) == 2
         assert "embed-model" in capsys.readouterr().err
+    assert main([*command, "--embed-model", model, "--embed-option", "dim=s3cret"]) == 2
+    printed = capsys.readouterr().err
+    assert "(dim: Input should be a valid integer" in printed
+    assert "s3cret" not in printed
