@@ -15,12 +15,10 @@ from typing import Any
 from llama_index.core.schema import NodeWithScore
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
+from ._retrieval.ranking import DEFAULT_RRF_K
 from .errors import ConfigurationError
 
 __all__ = ["NewestFirst"]
-
-#: Milvus' own constant of reciprocal rank fusion.
-_RRF_K = 60
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,6 @@ def _fused(legs: Sequence[Sequence[NodeWithScore]]) -> list[NodeWithScore]:
     for leg in legs:
         for rank, hit in enumerate(leg, 1):
             one = hit.node.node_id
-            scores[one] = scores.get(one, 0.0) + 1 / (_RRF_K + rank)
+            scores[one] = scores.get(one, 0.0) + 1 / (DEFAULT_RRF_K + rank)
     ordered = sorted(scores.items(), key=lambda item: -item[1])
     return [NodeWithScore(node=nodes[one], score=score) for one, score in ordered]

@@ -33,23 +33,6 @@ __all__ = [
 ]
 
 # Tracebacks and pickles show the names that users import.
-for _public in (
-    CheckReport,
-    CopyReport,
-    Difference,
-    Progress,
-    ReembedReport,
-    acheck_nodes,
-    acopy_nodes,
-    acurrent_collection,
-    aexport_nodes,
-    aimport_nodes,
-    areembed,
-    check_nodes,
-    copy_nodes,
-    current_collection,
-    export_nodes,
-    import_nodes,
-    reembed,
-):
-    _public.__module__ = __name__
+for _name in __all__:
+    if _name != "ProgressCallback":  # an alias of a type, which has no module of its own
+        globals()[_name].__module__ = __name__
