@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from .drivers import cancel_all
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,10 +59,3 @@ async def map_in_order(
             if (each := started.get_nowait()) is not None:
                 left.append(each)
         await cancel_all(left)
-
-
-async def cancel_all(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    """Cancel tasks, and wait until they have ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -12,6 +12,7 @@ from llama_index.core.ingestion import DocstoreStrategy
 from llama_index.core.schema import BaseNode, Document
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 
+from .._concurrency.drivers import gather_or_cancel
 from ..store import MilvusVectorStore
 
 logger = logging.getLogger(__name__)
@@ -91,17 +92,22 @@ class Documents:
         hashes = await asyncio.to_thread(lambda: [document.hash for document in documents])
         group = Group(len(documents), [])
         if self._strategy == DocstoreStrategy.DUPLICATES_ONLY:
-            known = [each if each in self._hashes else None for each in hashes]
+            known = [self._known_text(each) for each in hashes]
         else:
-            known = await asyncio.gather(*(self._known(docstore, each.id_) for each in documents))
+            known = await gather_or_cancel(self._known(docstore, each.id_) for each in documents)
         for document, now, before in zip(documents, hashes, known, strict=True):
             if now != before:
                 group.documents.append(document)
                 group.hashes[document.id_] = now
-        self._hashes.update(group.hashes.values())
         if self._strategy == DocstoreStrategy.UPSERTS_AND_DELETE:
             self._seen.update(document.id_ for document in documents)
         return group
+
+    def _known_text(self, text_hash: str) -> str | None:
+        if text_hash in self._hashes:
+            return text_hash
+        self._hashes.add(text_hash)
+        return None
 
     async def _known(self, docstore: BaseDocumentStore, document_id: str) -> str | None:
         # Where the collection was cleared or dropped, what the docstore remembers is not there.

@@ -13,7 +13,8 @@ from typing import Any
 
 from llama_index.core.schema import BaseNode
 
-from .._concurrency.in_order import cancel_all, map_in_order
+from .._concurrency.drivers import cancel_all
+from .._concurrency.in_order import map_in_order
 from .._operations.writes import write_outcome
 from ..errors import IngestionError, MilvusVectorStoreError, NodeError, PartialWriteError
 from ..store import MilvusVectorStore
