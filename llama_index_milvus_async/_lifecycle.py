@@ -28,6 +28,7 @@ from ._operations import (
     schema_of_new,
     set_up,
 )
+from ._retrieval.values import described
 from ._translation.engine import Engine
 from ._translation.layout import Column, Layout
 from ._translation.settings import CollectionSettings
@@ -341,7 +342,19 @@ class ConnectedStore(StoreArguments):
         )
 
 
-# What `migration` asks of stores beside what users do.
+# What the parts that work with stores ask of them beside what users do.
+
+
+def check_store(argument: str, store: object) -> None:
+    """Check that an argument is a store.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if not isinstance(store, ConnectedStore):
+        raise ConfigurationError(
+            f"{argument} is {described(store)}; it must be a MilvusVectorStore"
+        )
 
 
 async def collection_of(store: ConnectedStore) -> Ready:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +13,16 @@ from llama_index.core.ingestion import DocstoreStrategy
 from llama_index.core.schema import BaseNode, TransformComponent
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 
-from ._checks import check_timeout, one_of
-from ._concurrency.drivers import acall, call, running_loop
+from ._arguments import read_call_options
+from ._checks import one_of
+from ._concurrency.drivers import acall, run_on_own_loop
 from ._ingestion.documents import Documents
 from ._ingestion.pipeline import Counts, Pipeline
 from ._ingestion.source import check_source
 from ._ingestion.transformations import Transformations, check_transformations
-from ._retrieval.values import described
+from ._lifecycle import check_store
+from ._retrieval.options import WriteOptions
+from ._retrieval.values import check_count, check_flag, described
 from .errors import ConfigurationError
 from .store import MilvusVectorStore
 
@@ -123,10 +125,10 @@ async def aingest(
         MilvusVectorStoreError: As `aconnect` does; nothing is read.
     """
     check_source(source)
-    _check_store(store)
-    for name, number in (("batch_size", batch_size), ("max_in_flight", max_in_flight)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ConfigurationError(f"{name} is {number!r}; it must be a positive integer")
+    check_store("store", store)
+    check_count("batch_size", batch_size, ConfigurationError)
+    check_count("max_in_flight", max_in_flight, ConfigurationError)
+    check_flag("show_progress", show_progress)
     if docstore is not None and not isinstance(docstore, BaseDocumentStore):
         raise ConfigurationError(
             f"docstore is {described(docstore)}; it must be a document store of LlamaIndex, such "
@@ -135,11 +137,11 @@ async def aingest(
     if on_progress is not None and not callable(on_progress):
         raise ConfigurationError(f"on_progress is {described(on_progress)}; it must be a function")
     strategy = one_of("docstore_strategy", docstore_strategy, DocstoreStrategy)
-    check_timeout(timeout)
+    arguments = {"milvus_partition_name": milvus_partition_name, "timeout": timeout}
+    read_call_options(WriteOptions, "aingest", arguments)
     if transformations is None:
         transformations = [*Settings.transformations, Settings.embed_model]
     transformations = check_transformations(transformations)
-    arguments = {"milvus_partition_name": milvus_partition_name, "timeout": timeout}
 
     started = time.perf_counter()
     await store.aconnect()
@@ -187,19 +189,7 @@ def ingest(
     Raises:
         IngestionError: As `aingest` does, and whatever else that raises.
     """
-
-    async def run() -> IngestResult:
-        return await aingest(store, source, transformations, **kwargs)
-
-    if running_loop() is None:
-        return asyncio.run(run())
-    result: IngestResult = call(run)
-    return result
-
-
-def _check_store(store: Any) -> None:
-    if not isinstance(store, MilvusVectorStore):
-        raise ConfigurationError(f"store is {described(store)}; it must be a MilvusVectorStore")
+    return run_on_own_loop(aingest(store, source, transformations, **kwargs))
 
 
 def _result(counts: Counts, started: float) -> IngestResult:

@@ -43,7 +43,9 @@ from ray.data import Dataset, Datasink, Datasource, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 
 from ._concurrency.drivers import run_on_own_loop
-from ._lifecycle import collection_of
+from ._lifecycle import check_store, collection_of
+from ._translation.layout import NODE_CONTENT_FIELD, NODE_TYPE_FIELD
+from ._wire.address import Address
 from .errors import (
     ConfigurationError,
     NodeError,
@@ -66,8 +68,8 @@ __all__ = [
 
 _ID, _TEXT, _EMBEDDING, _DOC_ID, _NODE = "id", "text", "embedding", "doc_id", "node"
 _KNOWN = frozenset({_ID, _TEXT, _EMBEDDING, _DOC_ID, _NODE})
-#: Under which LlamaIndex' own helpers have a node as JSON, and its class.
-_NODE_KEYS = ("_node_content", "_node_type")
+#: Under which LlamaIndex's own helpers have a node as JSON, and its class.
+_NODE_KEYS = (NODE_CONTENT_FIELD, NODE_TYPE_FIELD)
 #: Nodes that are written, or read, at a time.
 _BATCH_SIZE = 1_000
 #: Seconds between two attempts while Milvus cannot be reached.
@@ -268,10 +270,9 @@ def read_nodes(
     return ray.data.read_datasource(source, override_num_blocks=override_num_blocks, **kwargs)
 
 
-def _check_store(store: object) -> None:
-    if not isinstance(store, MilvusVectorStore):
-        raise ConfigurationError(f"store is {store!r}; it must be a MilvusVectorStore")
-    if store.uri.endswith(".db"):
+def _check_store(store: MilvusVectorStore) -> None:
+    check_store("store", store)
+    if Address(store.uri).is_lite:
         raise ConfigurationError(
             f"uri={store.uri!r} is Milvus Lite inside one process, and the workers of Ray are "
             "others. Run `milvus-lite server` on the folder, or a Milvus server, and pass its URI"
@@ -309,7 +310,7 @@ def _node_of(row: Mapping[str, Any]) -> BaseNode:
     elif isinstance(given, str):
         node = metadata_dict_to_node(json.loads(given))
     else:
-        node = TextNode(id_=present.get(_ID) or _hash_of(present))
+        node = TextNode(id_=str(present[_ID]) if _ID in present else _hash_of(present))
     if _ID in present:
         node.id_ = str(present[_ID])
     if _TEXT in present and present[_TEXT] != node.get_content(metadata_mode=MetadataMode.NONE):

@@ -7,11 +7,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from .._concurrency.drivers import run_sync
-from .._lifecycle import blocking_backend
+from .._lifecycle import blocking_backend, check_store
 from .._transport.backend import Backend
 from ..errors import CollectionError
 from ..store import MilvusVectorStore
-from ._sides import check_store, named
+from ._sides import named
 
 T = TypeVar("T")
 
@@ -36,13 +36,13 @@ def current_collection(store: MilvusVectorStore) -> str:
         CollectionError: There is neither an alias nor a collection of that name.
         ServerError: Milvus refused or could not be reached.
     """
-    check_store(store, "store")
+    check_store("store", store)
     return _found(store, _collection_named(store, store.collection_name))
 
 
 async def acurrent_collection(store: MilvusVectorStore) -> str:
     """Which collection a name means, without blocking the event loop; see `current_collection`."""
-    check_store(store, "store")
+    check_store("store", store)
     return _found(store, await collection_named(store, store.collection_name))
 
 

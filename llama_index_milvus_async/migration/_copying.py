@@ -15,13 +15,13 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from .._concurrency.drivers import acall, gather_or_cancel, is_asynchronous, run_on_own_loop
 from .._concurrency.in_order import map_in_order
-from .._lifecycle import changes_of_file
+from .._lifecycle import changes_of_file, check_store
 from .._retrieval.values import check_count, check_flag, described
 from ..errors import CollectionError, ConfigurationError, MigrationError, NodeError
 from ..store import MilvusVectorStore
 from ._ids import STRONG, Comparison, IdDigest, IdOrder, PresentIds, compare_ids
 from ._progress import Meter, ProgressCallback, check_callback, count_of
-from ._sides import Vectors, check_fit, check_store, named, open_source, open_target
+from ._sides import Vectors, check_fit, named, open_source, open_target
 
 #: Nodes that are changed and written at a time. With three batches in memory, of 768 dimensions,
 #: a process stays below 400 MB.
@@ -146,7 +146,7 @@ async def acopy_nodes(
     on_progress: ProgressCallback | None = None,
 ) -> CopyReport:
     """Copy nodes without blocking the event loop; see `copy_nodes`."""
-    check_store(target, "target")
+    check_store("target", target)
     check_count("batch_size", batch_size, ConfigurationError)
     check_flag("resume", resume)
     check_flag("keep_extra", keep_extra)

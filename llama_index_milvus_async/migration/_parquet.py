@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from .._concurrency.drivers import gather_or_cancel, run_on_own_loop
-from .._lifecycle import collection_of, drops_collection, expected_layout, find_collection
+from .._lifecycle import (
+    check_store,
+    collection_of,
+    drops_collection,
+    expected_layout,
+    find_collection,
+)
 from .._maintenance import pages_of_rows
 from .._retrieval.values import check_flag, described
 from ..errors import ConfigurationError, MigrationError, NodeError, RowError
 from ..store import MilvusVectorStore
 from ._ids import STRONG
 from ._progress import Meter, ProgressCallback, check_callback
-from ._sides import check_store, create_like, open_source
+from ._sides import create_like, open_source
 
 if TYPE_CHECKING:
     from ._parquet_files import NodeFile, RowFile
@@ -201,7 +207,7 @@ def _checked(store: object, path: object, on_progress: object) -> Path:
         ConfigurationError: One is not allowed.
         ImportError: pyarrow is not installed.
     """
-    check_store(store, "store")
+    check_store("store", store)
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise ConfigurationError(
             f"path is {described(path)}; it must be the path of a Parquet file"

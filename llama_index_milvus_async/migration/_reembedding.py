@@ -19,6 +19,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from .._concurrency.drivers import run_on_own_loop
 from .._lifecycle import (
     Found,
+    check_store,
     collection_of,
     drops_collection,
     expected_layout,
@@ -36,7 +37,7 @@ from ._catching_up import Reembedding, carried_vectors, check_model, embed, text
 from ._ids import STRONG
 from ._places import index_settings
 from ._progress import ProgressCallback, check_callback
-from ._sides import check_store, named, open_source
+from ._sides import named, open_source
 
 #: Nodes that are embedded and written at a time.
 DEFAULT_BATCH_SIZE = 256
@@ -174,7 +175,7 @@ async def areembed(
     check_count("batch_size", batch_size, ConfigurationError)
     check_flag("remove_extra", remove_extra)
     check_callback(on_progress)
-    check_store(store, "store")
+    check_store("store", store)
     began = time.perf_counter()
     new_name = into if isinstance(into, str) else into.collection_name
     found = await find_collection(store)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._lifecycle import collection_of, drops_collection, find_collection, have_same_collection
+from .._lifecycle import (
+    check_store,
+    collection_of,
+    drops_collection,
+    find_collection,
+    have_same_collection,
+)
 from .._operations import Ready
-from .._retrieval.values import described
 from ..errors import CollectionError, ConfigurationError
 from ..store import MilvusVectorStore
 
@@ -24,7 +29,7 @@ async def open_source(store: MilvusVectorStore, argument: str = "source") -> Rea
         CollectionError: There is no such collection.
         MilvusVectorStoreError: As `connect` does.
     """
-    check_store(store, argument)
+    check_store(argument, store)
     if drops_collection(store):
         raise ConfigurationError(
             f"{argument} was built with overwrite=True, which drops its collection before it is "
@@ -59,18 +64,6 @@ async def open_target(store: MilvusVectorStore, source: MilvusVectorStore, like:
             f"source and target are the same collection, {named(store)}; name another one as target"
         )
     return ready
-
-
-def check_store(store: object, argument: str) -> None:
-    """Check that an argument is a store.
-
-    Raises:
-        ConfigurationError: It is not.
-    """
-    if not isinstance(store, MilvusVectorStore):
-        raise ConfigurationError(
-            f"{argument} is {described(store)}; it must be a MilvusVectorStore"
-        )
 
 
 async def create_like(store: MilvusVectorStore, like: Ready) -> None:

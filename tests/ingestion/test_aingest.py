@@ -246,9 +246,11 @@ async def test_the_other_strategies_of_a_docstore(shared, name, caplog):
     assert (result.documents, result.deleted) == (0, 0)
     assert "the source was empty" in caplog.text
     copies = [Document(id_=f"{name} copy", text=old[0].text), *documents_of(name, 1, version=2)]
-    result = await run(copies, DocstoreStrategy.DUPLICATES_ONLY)
-    assert (result.documents, result.unchanged) == (2, 1)
-    assert await texts_of(shared, old) == sorted([*lines_of(old[:3]), *lines_of(copies[1:])])
+    twin = Document(id_=f"{name} twin", text=copies[1].text)
+    result = await run([*copies, twin], DocstoreStrategy.DUPLICATES_ONLY)
+    assert (result.documents, result.unchanged) == (3, 2)
+    found = await texts_of(shared, [*old, twin])
+    assert found == sorted([*lines_of(old[:3]), *lines_of(copies[1:])])
 
 
 @pytest.mark.engines("lite")
@@ -442,14 +444,16 @@ async def test_one_that_is_cancelled_leaves_nothing_running(gated, name):
             "transformations is a value of type BatchModel; it mus",
         ),
         ({"transformations": [len]}, r"transformations\[0\] is a value of type builtin"),
-        ({"batch_size": 0}, "batch_size is 0; it must be a positive integer"),
-        ({"max_in_flight": True}, "max_in_flight is True; it must be a positive integer"),
+        ({"batch_size": 0}, "batch_size is 0; it must be an integer of at least 1"),
+        ({"max_in_flight": True}, "max_in_flight is True; it must be an integer"),
         ({"docstore": {}}, "docstore is a value of type dict; it must be a document store"),
         (
             {"docstore_strategy": "upsert"},
             "docstore_strategy is 'upsert'; .* did you mean 'upserts'",
         ),
         ({"on_progress": 1}, "on_progress is 1, a value of type int; it must be a function"),
+        ({"show_progress": "no"}, "show_progress is 'no'; it must be True or False"),
+        ({"milvus_partition_name": 1}, "milvus_partition_name is 1; it must be the name of a"),
         ({"timeout": 0}, "timeout is 0; it must be a number of seconds above 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
