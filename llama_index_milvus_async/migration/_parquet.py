@@ -66,6 +66,7 @@ def export_nodes(
         CollectionError: A column has a type that cannot be written.
         FilterError: A filter cannot be expressed.
         ImportError: pyarrow is not installed.
+        OSError: The file cannot be written to its end, because the disk is full, for instance.
         ServerError: Milvus refused or could not be reached.
     """
     return run_on_own_loop(
@@ -84,6 +85,8 @@ async def aexport_nodes(
     """Write nodes to a Parquet file without blocking the event loop; see `export_nodes`."""
     file_path = _checked(store, path, on_progress)
     check_flag("overwrite", overwrite)
+    if file_path.is_dir():
+        raise ConfigurationError(f"path={str(path)!r} is a folder; name a file in it")
     if not file_path.parent.is_dir():
         raise ConfigurationError(f"path={str(path)!r}: there is no folder {file_path.parent}")
     if not overwrite and file_path.exists():

@@ -46,6 +46,8 @@ _GROUP_ROWS = 10_000
 _GROUP_BYTES = 16 * 2**20
 #: Rows that are made nodes at once.
 _BATCH_ROWS = 1_000
+#: What Arrow raises where a file is cut off or damaged.
+_UNREADABLE = (OSError, pa.ArrowException)
 #: The key of a file's metadata that says which part each column plays, and its type in Milvus.
 _ROLES = b"llama_index_milvus_async"
 
@@ -197,14 +199,16 @@ class NodeFile:
         self._lock = threading.Lock()  # `close` may come while a cancelled call still reads
         try:
             self._file = parquet.ParquetFile(path)
-        except (OSError, pa.ArrowException) as error:
+        except _UNREADABLE as error:
             raise ConfigurationError(
                 f"path={str(path)!r} is not a Parquet file that can be read ({error})"
             ) from error
         try:
             self._begin(target, rows)
-        except BaseException:
+        except BaseException as error:
             self._file.close()
+            if isinstance(error, _UNREADABLE):
+                raise self._refusal(f"it is damaged ({error})") from error
             raise
 
     def _begin(self, target: Layout, rows: int) -> None:
@@ -235,7 +239,10 @@ class NodeFile:
             RowError: A row holds no readable node.
         """
         with self._lock:
-            batch = next(self._batches, None)
+            try:
+                batch = next(self._batches, None)
+            except _UNREADABLE as error:
+                raise RowError(f"{self._path} is damaged ({error})") from error
             if batch is None:
                 return []
             rows = self._rows_of(batch)

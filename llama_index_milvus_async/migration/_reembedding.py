@@ -263,6 +263,11 @@ def _check_arguments(
         if not isinstance(alias, str):
             raise ConfigurationError(f"alias is {described(alias)}; it must be a name")
         check_new_name("alias", alias)
+        if alias == (into if isinstance(into, str) else into.collection_name):
+            raise ConfigurationError(
+                f"alias={alias!r} is the name of the new collection, and an alias needs a name of "
+                "its own; name another one"
+            )
     if pause_writers is not None and not hasattr(pause_writers, "__aenter__"):
         raise ConfigurationError(
             f"pause_writers is {described(pause_writers)}; it must be an asynchronous context "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pandas as pd
@@ -245,6 +246,34 @@ def test_a_file_that_is_cut_off_is_refused(source, target, tmp_path):
 
 
 @pytest.mark.engines("lite")
+def test_a_damaged_file_is_refused(source, target, tmp_path):
+    path = tmp_path / "nodes.parquet"
+    export_nodes(source, path)
+    whole, group = path.read_bytes(), parquet.ParquetFile(path).metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    before = target.count()
+    # The ids are read before anything is written, and the texts after that.
+    for column, error in (("id", ConfigurationError), ("text", MigrationError)):
+        [place] = [each for each in columns if each.path_in_schema == column]
+        start, size = place.dictionary_page_offset, place.total_compressed_size
+        path.write_bytes(whole[:start] + b"\xff" * size + whole[start + size :])
+        with pytest.raises(error, match="damaged"):
+            import_nodes(path, target)
+    assert target.count() == before
+
+
+@pytest.mark.engines("lite")
+def test_a_full_disk_leaves_no_file(source, tmp_path, monkeypatch):
+    def full(self, *arguments, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(parquet.ParquetWriter, "write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_nodes(source, tmp_path / "nodes.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.engines("lite")
 def test_a_failed_export_leaves_no_file(source, tmp_path):
     path = tmp_path / "nodes.parquet"
 
@@ -270,6 +299,8 @@ def test_arguments_are_checked_before_anything_happens(source, target, tmp_path)
         export_nodes("notes", tmp_path / "nodes.parquet")
     with pytest.raises(ConfigurationError, match="path is None"):
         export_nodes(source, None)
+    with pytest.raises(ConfigurationError, match="is a folder"):
+        export_nodes(source, tmp_path, overwrite=True)
     with pytest.raises(ConfigurationError, match="there is no folder"):
         export_nodes(source, tmp_path / "missing" / "nodes.parquet")
     with pytest.raises(ConfigurationError, match="there is no such file"):

@@ -265,6 +265,7 @@ def test_bad_input_is_refused_before_anything_is_made(make_notes, make_lite_stor
         ({"into": new.model_copy(update={"upsert_mode": False})}, "upsert_mode=True"),
         ({"alias": other.collection_name}, "is the name of a collection"),
         ({"alias": elsewhere}, "neither to the old one"),
+        ({"alias": into}, "is the name of the new collection"),
         ({"alias": "a b"}, "alias is 'a b'"),
         ({"alias": 7}, "alias is 7"),
         ({"embed_model": "openai"}, "must be an embedding model of LlamaIndex"),
