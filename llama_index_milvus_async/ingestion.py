@@ -90,7 +90,8 @@ async def aingest(
     long the source is.
 
     A `Document` replaces the rows that an earlier version of it has, right before its own are
-    written. A node replaces the row of its id, as in `async_add`, and nothing else.
+    written; two ingestions of one document at the same time may leave it there twice. A node
+    replaces the row of its id, as in `async_add`, and nothing else.
 
     Args:
         store: Where the rows are written.

@@ -16,7 +16,7 @@ from .._translation.layout import Layout
 from ..errors import CollectionError, ConfigurationError, MigrationError, NodeError
 from ..store import MilvusVectorStore
 from ._checking import Differences, pairs_of_nodes
-from ._ids import STRONG, IdOrder, compare_ids
+from ._ids import STRONG, IdOrder, compare_ids, warn_of_shared_ids
 from ._progress import Meter, ProgressCallback
 from ._sides import named
 
@@ -68,6 +68,7 @@ class Reembedding:
         self._batch_size = batch_size
         self._on_progress = on_progress
         self._meter = Meter("reembed", None, None)
+        self._rows = 0
         self._same = 0
         self._changes = 0
         self.embedded = 0
@@ -97,6 +98,7 @@ class Reembedding:
         """Embed and write what is missing or has changed, all of it at first."""
         self._changes = await self._pass("reembed")
         self.already_there = self._same
+        await warn_of_shared_ids(self._source, None, self._rows, self._same + self.embedded)
 
     async def catch_up(self, *, until: int) -> None:
         """Do so again until no more than some nodes were written or deleted meanwhile.
@@ -125,8 +127,8 @@ class Reembedding:
 
     async def _pass(self, operation: str) -> int:
         """Go through both collections; returns how many nodes had to be written or deleted."""
-        total = await self._source.acount(consistency_level=STRONG)
-        self._meter = Meter(operation, total, self._on_progress)
+        self._rows = await self._source.acount(consistency_level=STRONG)
+        self._meter = Meter(operation, self._rows, self._on_progress)
         self._meter.add(0)
         self._same = 0
         before = self.embedded + self.removed

@@ -19,7 +19,7 @@ from .._lifecycle import changes_of_file, check_store
 from .._retrieval.values import check_count, check_flag, described
 from ..errors import CollectionError, ConfigurationError, MigrationError, NodeError
 from ..store import MilvusVectorStore
-from ._ids import STRONG, Comparison, IdDigest, IdOrder, PresentIds, compare_ids
+from ._ids import STRONG, Comparison, IdDigest, IdOrder, PresentIds, compare_ids, warn_of_shared_ids
 from ._progress import Meter, ProgressCallback, check_callback, count_of
 from ._sides import Vectors, check_fit, named, open_source, open_target
 
@@ -236,6 +236,7 @@ class _Copy:
             skip = bool(before) and resume and not self._target.upsert_mode
             await self._write(self._batches(None, IdDigest()), skip_present=skip)
             await self._check_count(keep_extra)
+            await self._warn_of_shared_ids(self.copied + self.already_there + self.left_out)
             return
         if found is None or not resume:
             found = await self._write_and_compare(None)
@@ -245,6 +246,10 @@ class _Copy:
             found = await self._write_and_compare(found)
         self.extra = found.extra_count
         self._check(found, keep_extra)
+        await self._warn_of_shared_ids(found.common)
+
+    async def _warn_of_shared_ids(self, ids: int) -> None:
+        await warn_of_shared_ids(self._source, self._filters, self._total, ids)
 
     async def _write_and_compare(self, found: Comparison | None) -> Comparison:
         """Write what is missing, or everything where nothing is known; returns what is then found.

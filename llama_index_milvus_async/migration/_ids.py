@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -16,6 +17,9 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from ..store import MilvusVectorStore
 from ._progress import Meter
+from ._sides import named
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -191,6 +195,30 @@ async def compare_ids(
     meter.add(uncounted)
     comparison.source_digest = digest.value
     return comparison
+
+
+async def warn_of_shared_ids(
+    store: MilvusVectorStore, filters: MetadataFilters | None, rows: int | None, ids: int
+) -> None:
+    """Log a warning where several rows of a server have one id, and one of them was read.
+
+    Args:
+        store: What was read.
+        filters: Which nodes of it.
+        rows: How many rows there were at the beginning.
+        ids: How many ids were read.
+    """
+    if rows is None or rows <= ids:
+        return
+    rows = await store.acount(filters, consistency_level=STRONG)  # some may have been deleted
+    if rows > ids:
+        logger.warning(
+            "%s has %d rows, and %d ids: of rows with the same id, in several partitions or added "
+            "with upsert_mode=False, one was taken",
+            named(store),
+            rows,
+            ids,
+        )
 
 
 class IdDigest:

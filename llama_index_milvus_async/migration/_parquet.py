@@ -24,7 +24,7 @@ from .._maintenance import pages_of_rows
 from .._retrieval.values import check_flag, described
 from ..errors import ConfigurationError, MigrationError, NodeError, RowError
 from ..store import MilvusVectorStore
-from ._ids import STRONG
+from ._ids import STRONG, warn_of_shared_ids
 from ._progress import Meter, ProgressCallback, check_callback
 from ._sides import create_like, open_source
 
@@ -114,6 +114,7 @@ async def aexport_nodes(
     except BaseException:
         await asyncio.to_thread(file.discard)
         raise
+    await warn_of_shared_ids(store, filters, total, count)
     return count
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
+from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async.errors import (
     CollectionError,
     ConfigurationError,
     MigrationError,
 )
 from llama_index_milvus_async.migration import acheck_nodes, acopy_nodes, copy_nodes
+from llama_index_milvus_async.migration._ids import warn_of_shared_ids
 from tests.fixtures.stores import DIM, collection_name, make_nodes
 from tests.migration.conftest import NODES
 
@@ -195,3 +197,20 @@ def test_vectors_that_do_not_fit_are_refused(source, make_lite_store):
     meant = ip.model_copy(update={"similarity_metric": "IP"})
     assert copy_nodes(source, meant).copied == 60
     meant.close()
+
+
+async def test_rows_that_share_an_id_are_told(monkeypatch, caplog):
+    """On a server, where an id may be in several partitions."""
+    counts = iter([12, 10])
+    store = MilvusVectorStore(uri="http://localhost:19530", dim=2)
+
+    async def count(self, filters=None, **arguments):
+        return next(counts)
+
+    monkeypatch.setattr(MilvusVectorStore, "acount", count)
+    await warn_of_shared_ids(store, None, 12, 10)
+    assert "has 12 rows, and 10 ids" in caplog.text
+    caplog.clear()
+    await warn_of_shared_ids(store, None, 12, 10)  # two were deleted meanwhile
+    await warn_of_shared_ids(store, None, 10, 10)
+    assert not caplog.text
