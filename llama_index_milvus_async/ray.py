@@ -54,7 +54,8 @@ from .errors import (
     ServerError,
     UnreachableError,
 )
-from .migration._ids import STRONG, IdOrder
+from .migration._ids import IdOrder
+from .migration._sides import STRONG
 from .store import MilvusVectorStore
 
 __all__ = [

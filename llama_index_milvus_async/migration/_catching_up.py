@@ -16,9 +16,9 @@ from .._translation.layout import Layout
 from ..errors import CollectionError, ConfigurationError, MigrationError, NodeError
 from ..store import MilvusVectorStore
 from ._checking import Differences, pairs_of_nodes
-from ._ids import STRONG, IdOrder, compare_ids, warn_of_shared_ids
+from ._ids import SHOWN_IDS, IdOrder, compare_ids, warn_of_shared_ids
 from ._progress import Meter, ProgressCallback
-from ._sides import named
+from ._sides import STRONG, first_nodes, named
 
 #: How often what was written meanwhile is looked for, where there is something each time.
 _PASSES = 6
@@ -26,7 +26,6 @@ _PASSES = 6
 _SAMPLE = 4
 #: How similar two embeddings of a text by one model are at least: hosted models are not exact.
 _SAME_MODEL = 0.98
-_SHOWN_IDS = 3
 
 
 class Reembedding:
@@ -88,7 +87,7 @@ class Reembedding:
         if found.extra_count and not remove_extra:
             raise CollectionError(
                 f"the new collection {named(self._target)} has {found.extra_count:,} nodes that "
-                f"the old one does not have, such as {found.extra[:_SHOWN_IDS]}. Name another one "
+                f"the old one does not have, such as {found.extra[:SHOWN_IDS]}. Name another one "
                 "if it is not what an earlier call has begun; if it is, they were deleted from the "
                 "old one since, and remove_extra=True deletes them. Nothing was written"
             )
@@ -234,18 +233,9 @@ async def check_model(store: MilvusVectorStore, embed_model: BaseEmbedding) -> N
     Raises:
         ConfigurationError: They are not.
     """
-    nodes: list[BaseNode] = []
-    iteration = store.aiter_nodes(
-        batch_size=_SAMPLE, include_embeddings=True, consistency_level=STRONG
-    )
-    async with aclosing(iteration):
-        async for node in iteration:
-            nodes.append(node)
-            if len(nodes) == _SAMPLE:
-                break
-    for node, vector in zip(
-        nodes, await embed(embed_model, [text_of(node) for node in nodes]), strict=True
-    ):
+    nodes = await first_nodes(store, _SAMPLE, include_embeddings=True)
+    vectors = await embed(embed_model, [text_of(node) for node in nodes])
+    for node, vector in zip(nodes, vectors, strict=True):
         if not _are_alike(node.embedding or [], vector):
             raise ConfigurationError(
                 f"the vectors in {named(store)} are not those of embed_model: that of the node "

@@ -15,9 +15,9 @@ from .._operations import Ready
 from .._retrieval.values import check_count, check_flag
 from ..errors import ConfigurationError
 from ..store import MilvusVectorStore
-from ._ids import MAX_SHOWN_IDS, STRONG, IdOrder, merged
+from ._ids import MAX_KEPT_IDS, IdOrder, merged
 from ._progress import Meter, ProgressCallback, check_callback, count_of
-from ._sides import open_source
+from ._sides import STRONG, open_source
 
 #: Nodes that are read at a time.
 DEFAULT_BATCH_SIZE = 1_000
@@ -319,18 +319,18 @@ class _Check:
         """Note what both collections have of one id."""
         if one is None:
             self._extra_count += 1
-            if len(self._extra) < MAX_SHOWN_IDS:
+            if len(self._extra) < MAX_KEPT_IDS:
                 self._extra.append(other.node_id if isinstance(other, BaseNode) else str(other))
             return
         if isinstance(other, BaseNode):
             self._common += 1
             if fields := self._differences.between(one, other):
                 self._different_count += 1
-                if len(self._different) < MAX_SHOWN_IDS:
+                if len(self._different) < MAX_KEPT_IDS:
                     self._different.append(Difference(one.node_id, fields))
         else:
             self._missing_count += 1
-            if len(self._missing) < MAX_SHOWN_IDS:
+            if len(self._missing) < MAX_KEPT_IDS:
                 self._missing.append(one.node_id)
         self._uncounted += 1
         if self._uncounted == self._TOLD_AT_ONCE:

@@ -19,9 +19,17 @@ from .._lifecycle import changes_of_file, check_store
 from .._retrieval.values import check_count, check_flag, described
 from ..errors import CollectionError, ConfigurationError, MigrationError, NodeError
 from ..store import MilvusVectorStore
-from ._ids import STRONG, Comparison, IdDigest, IdOrder, PresentIds, compare_ids, warn_of_shared_ids
+from ._ids import (
+    SHOWN_IDS,
+    Comparison,
+    IdDigest,
+    IdOrder,
+    PresentIds,
+    compare_ids,
+    warn_of_shared_ids,
+)
 from ._progress import Meter, ProgressCallback, check_callback, count_of
-from ._sides import Vectors, check_fit, named, open_source, open_target
+from ._sides import STRONG, Vectors, check_fit, named, open_source, open_target
 
 #: Nodes that are changed and written at a time. With three batches in memory, of 768 dimensions,
 #: a process stays below 400 MB.
@@ -32,7 +40,6 @@ _PAGE_SIZE = 1_000
 _BATCH_CHARACTERS = 8 * 2**20
 #: How often rows are fetched that were added to the source meanwhile.
 _ROUNDS = 4
-_SHOWN_IDS = 3
 #: Batches that are being written while the next one is read: with one, the target would be idle at
 #: the end of each.
 _BATCHES_BEING_WRITTEN = 2
@@ -223,7 +230,7 @@ class _Copy:
             if found.extra_count and not keep_extra:
                 raise CollectionError(
                     f"the target {named(self._target)} has {count_of(found.extra_count)} that the "
-                    f"source does not have, such as {found.extra[:_SHOWN_IDS]}; pass keep_extra to "
+                    f"source does not have, such as {found.extra[:SHOWN_IDS]}; pass keep_extra to "
                     "keep them, or clear() the target, or name another collection. Nothing was "
                     "written"
                 )
@@ -412,7 +419,7 @@ class _Copy:
         if found.missing_count:
             raise MigrationError(
                 f"{count_of(found.missing_count)} of the source did not arrive in the target "
-                f"{named(self._target)}, such as {found.missing[:_SHOWN_IDS]}: they were added "
+                f"{named(self._target)}, such as {found.missing[:SHOWN_IDS]}: they were added "
                 "meanwhile, or deleted from the target. Stop writing to both, and call again to go "
                 "on",
                 found.missing,
@@ -422,7 +429,7 @@ class _Copy:
             raise MigrationError(
                 f"everything has arrived, and the target {named(self._target)} has "
                 f"{count_of(found.extra_count)} that the source does not have any more, such as "
-                f"{found.extra[:_SHOWN_IDS]}: they were deleted from the source, or added to the "
+                f"{found.extra[:SHOWN_IDS]}: they were deleted from the source, or added to the "
                 "target meanwhile. Delete them with delete_nodes(error.extra), or pass keep_extra",
                 (),
                 found.extra,

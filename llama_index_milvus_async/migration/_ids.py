@@ -17,17 +17,17 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from ..store import MilvusVectorStore
 from ._progress import Meter
-from ._sides import named
+from ._sides import STRONG, named
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Ids that are kept to be shown.
-MAX_SHOWN_IDS = 1_000
+#: Ids that are kept for a report.
+MAX_KEPT_IDS = 1_000
+#: Those of them that a message shows.
+SHOWN_IDS = 3
 _COUNTED_AT_ONCE = 5_000
-#: Reads that decide what is to be done see everything that was written before.
-STRONG = "Strong"
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
@@ -147,13 +147,13 @@ class Comparison:
         """Note an id that the target does not have."""
         self.missing_count += 1
         self.last_missing = node_id
-        if len(self.missing) < MAX_SHOWN_IDS:
+        if len(self.missing) < MAX_KEPT_IDS:
             self.missing.append(node_id)
 
     def note_extra(self, node_id: str) -> None:
         """Note an id that the source does not have."""
         self.extra_count += 1
-        if len(self.extra) < MAX_SHOWN_IDS:
+        if len(self.extra) < MAX_KEPT_IDS:
             self.extra.append(node_id)
 
 

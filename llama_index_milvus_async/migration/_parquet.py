@@ -24,9 +24,9 @@ from .._maintenance import pages_of_rows
 from .._retrieval.values import check_flag, described
 from ..errors import ConfigurationError, MigrationError, NodeError, RowError
 from ..store import MilvusVectorStore
-from ._ids import STRONG, warn_of_shared_ids
+from ._ids import warn_of_shared_ids
 from ._progress import Meter, ProgressCallback, check_callback
-from ._sides import create_like, open_source
+from ._sides import STRONG, create_like, open_source
 
 if TYPE_CHECKING:
     from ._parquet_files import NodeFile, RowFile

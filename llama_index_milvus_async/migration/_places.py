@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -23,6 +23,7 @@ from .._wire.address import CLIENT_OPTIONS, Address
 from ..errors import CollectionError, ConfigurationError
 from ..sparse import BM25BuiltInFunction
 from ..store import MilvusVectorStore
+from ._sides import first_nodes
 
 #: What an index is described by that is no parameter of it.
 _NO_INDEX_PARAMETERS = frozenset(
@@ -396,16 +397,10 @@ async def _check_texts(store: MilvusVectorStore, found: Found) -> None:
     problem = "its first rows have none in the dynamic field"
     try:
         # Rows of the package that this one replaces have the text there.
-        async with aclosing(store.aiter_nodes(batch_size=_ROWS_TO_LOOK_AT)) as nodes:
-            looked_at = 0
-            async for node in nodes:
-                if node.get_content(metadata_mode=MetadataMode.NONE) or not others:
-                    return
-                looked_at += 1
-                if looked_at == _ROWS_TO_LOOK_AT:
-                    break
-            if not looked_at:
-                return
+        nodes = await first_nodes(store, _ROWS_TO_LOOK_AT)
+        texts = [node.get_content(metadata_mode=MetadataMode.NONE) for node in nodes]
+        if not nodes or not others or any(texts):
+            return
     except CollectionError as error:
         problem = str(error)
     raise CollectionError(

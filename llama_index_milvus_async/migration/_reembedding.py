@@ -8,7 +8,6 @@ from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     AsyncExitStack,
-    aclosing,
     asynccontextmanager,
 )
 from dataclasses import dataclass
@@ -34,10 +33,9 @@ from ..errors import CollectionError, ConfigurationError
 from ..store import MilvusVectorStore
 from ._aliases import collection_named, point_alias
 from ._catching_up import Reembedding, carried_vectors, check_model, embed, text_of
-from ._ids import STRONG
 from ._places import index_settings
 from ._progress import ProgressCallback, check_callback
-from ._sides import named, open_source
+from ._sides import first_nodes, named, open_source
 
 #: Nodes that are embedded and written at a time.
 DEFAULT_BATCH_SIZE = 256
@@ -405,18 +403,14 @@ async def _first_text(source: MilvusVectorStore) -> str:
     Raises:
         CollectionError: It has no texts.
     """
-    blank = 0
-    iteration = source.aiter_nodes(batch_size=_BLANK, consistency_level=STRONG)
-    async with aclosing(iteration):
-        async for node in iteration:
-            if text := text_of(node).strip():
-                return text
-            blank += 1
-            if blank == _BLANK:
-                break
-    if blank:
+    nodes = await first_nodes(source, _BLANK)
+    for node in nodes:
+        if text := text_of(node).strip():
+            return text
+    if nodes:
         raise CollectionError(
-            f"the collection {named(source)} has no texts to embed: those of its first {blank} "
-            f"nodes are empty; text_key={source.text_key!r} has to be the field of the texts"
+            f"the collection {named(source)} has no texts to embed: those of its first "
+            f"{len(nodes)} nodes are empty; text_key={source.text_key!r} has to be the field of "
+            "the texts"
         )
     return "text"

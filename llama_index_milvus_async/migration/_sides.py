@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import MetadataFilters
+
 from .._lifecycle import (
     check_store,
     collection_of,
@@ -14,6 +17,9 @@ from .._lifecycle import (
 from .._operations import Ready
 from ..errors import CollectionError, ConfigurationError
 from ..store import MilvusVectorStore
+
+#: Reads that decide what is to be done see everything that was written before.
+STRONG = "Strong"
 
 
 def named(store: MilvusVectorStore) -> str:
@@ -81,6 +87,24 @@ async def create_like(store: MilvusVectorStore, like: Ready) -> None:
 
 def _names_metric(store: MilvusVectorStore) -> bool:
     return store.similarity_metric is not None or "metric_type" in store.index_config
+
+
+async def first_nodes(
+    store: MilvusVectorStore, count: int, *, include_embeddings: bool = False
+) -> list[BaseNode]:
+    """The first nodes of a collection, in the order of the primary key.
+
+    Raises:
+        CollectionError: The collection has no column of the store's `text_key`.
+        RowError: A row holds no readable node.
+        ServerError: Milvus refused or could not be reached.
+    """
+    return await store.aget_nodes(
+        filters=MetadataFilters(filters=[]),
+        limit=count,
+        include_embeddings=include_embeddings,
+        consistency_level=STRONG,
+    )
 
 
 @dataclass(frozen=True)
