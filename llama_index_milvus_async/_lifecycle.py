@@ -405,12 +405,10 @@ async def find_collection(store: ConnectedStore) -> Found | None:
         description = await backend.describe_collection(name)
         if description is None:
             return None
-        indexes = {}
-        for field in description["fields"]:
-            index = await backend.describe_index(name, field["name"])
-            if index is not None:
-                indexes[field["name"]] = index
-        return Found(description, indexes)
+        indexes = await backend.describe_indexes(name)
+        # A path in a column of JSON may have one as well.
+        of_columns = {one["field_name"]: one for one in indexes if "json_path" not in one}
+        return Found(description, of_columns)
 
     def run() -> Found | None:
         if address.is_lite and not os.path.exists(address.place):
