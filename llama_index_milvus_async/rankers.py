@@ -29,8 +29,9 @@ class NewestFirst:
     score of a hit is halved each time that its age grows by `half_life`, and the highest is first:
     a hit that is much more similar stays before a newer one.
 
-    Hits without a date that can be read come last. Hits of several searches, in mode `HYBRID`, are
-    fused by their ranks first: the score of each is the sum of `1 / (60 + rank)`.
+    Hits without a date that can be read come last; with `half_life` their score is 0, or stays what
+    it is where that is less. Hits of several searches, in mode `HYBRID`, are fused by their ranks
+    first: the score of each is the sum of `1 / (60 + rank)`.
 
     Args:
         key: The metadata key of the date: a `datetime` or `date`, its text in ISO 8601, or seconds

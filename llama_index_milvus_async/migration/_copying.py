@@ -17,7 +17,13 @@ from .._concurrency.drivers import acall, gather_or_cancel, is_asynchronous, run
 from .._concurrency.in_order import map_in_order
 from .._lifecycle import changes_of_file, check_store
 from .._retrieval.values import check_count, check_flag, described
-from ..errors import CollectionError, ConfigurationError, MigrationError, NodeError
+from ..errors import (
+    CollectionError,
+    ConfigurationError,
+    FilterError,
+    MigrationError,
+    NodeError,
+)
 from ..store import MilvusVectorStore
 from ._ids import (
     SHOWN_IDS,
@@ -388,20 +394,11 @@ class _Copy:
         return [one for one in changed if one is not None]
 
     async def _add(self, nodes: Sequence[BaseNode], *, skip_present: bool) -> None:
-        if skip_present and nodes:
-            found = await self._target.aget_nodes(
-                [node.node_id for node in nodes],
-                include_embeddings=False,
-                consistency_level=STRONG,
-            )
-            present = {node.node_id for node in found}
-            if self._transform is not None:  # otherwise they are counted already
-                self.already_there += len(present)
-                self._meter.add(len(present))
-            nodes = [node for node in nodes if node.node_id not in present]
         try:
+            if skip_present and nodes:
+                nodes = await self._missing(nodes)
             await self._target.async_add(nodes)
-        except NodeError as error:
+        except (NodeError, FilterError) as error:  # an id may not even be one to look for
             raise MigrationError(
                 f"the copy stopped after {count_of(self.copied)}: one does not fit the target "
                 f"{named(self._target)}. Change it by a transform, or have that leave it out, or "
@@ -409,6 +406,17 @@ class _Copy:
             ) from error
         self.copied += len(nodes)
         self._meter.add(len(nodes))
+
+    async def _missing(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
+        """Those of some nodes that the target does not have yet."""
+        found = await self._target.aget_nodes(
+            [node.node_id for node in nodes], include_embeddings=False, consistency_level=STRONG
+        )
+        present = {node.node_id for node in found}
+        if self._transform is not None:  # otherwise they are counted already
+            self.already_there += len(present)
+            self._meter.add(len(present))
+        return [node for node in nodes if node.node_id not in present]
 
     def _check(self, found: Comparison, keep_extra: bool) -> None:
         """Check that the target has what it should have.

@@ -29,7 +29,7 @@ MAX_KEPT_IDS = 1_000
 SHOWN_IDS = 3
 _COUNTED_AT_ONCE = 5_000
 
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class IdOrder:
         """What two ids are compared by."""
         if not self.is_numeric:
             return node_id
-        return (0, int(node_id)) if _INTEGER.fullmatch(node_id) else (1, node_id)
+        number = _number_of(node_id)
+        return (1, node_id) if number is None else (0, number)
 
     async def source_ids(
         self, store: MilvusVectorStore, filters: MetadataFilters | None
@@ -90,6 +91,14 @@ class IdOrder:
                 yield node_id
 
 
+def _number_of(node_id: str) -> int | None:
+    """The number that a primary key has for an id; `None` where it can have none."""
+    if not _INTEGER.fullmatch(node_id):
+        return None
+    number = int(node_id)
+    return number if -(2**63) <= number < 2**63 else None
+
+
 async def _ids(
     store: MilvusVectorStore, filters: MetadataFilters | None, after: str | None, *, sort: bool
 ) -> AsyncGenerator[str, None]:
@@ -101,10 +110,11 @@ async def _ids(
     numbers, texts = array("q"), []
     async with aclosing(store.aiter_ids(filters, consistency_level=STRONG)) as ids:
         async for node_id in ids:
-            if _INTEGER.fullmatch(node_id):
-                numbers.append(int(node_id))
-            else:
+            number = _number_of(node_id)
+            if number is None:
                 texts.append(node_id)
+            else:
+                numbers.append(number)
     for number in await asyncio.to_thread(np.sort, np.array(numbers, dtype=np.int64)):
         yield str(number)
     for text in texts:

@@ -130,10 +130,20 @@ def test_rows_of_other_applications_become_nodes(numbered, make_lite_store):
     assert (report.missing, report.extra) == (["-4", "3", "20"], ["one more"])
     target.delete_nodes(["one more"])
     assert copy_nodes(source, target).copied == 3
-    # And back, where ids are numbers again.
+    # And back, where ids are numbers again: any of 64 bits, such as hashes, and nothing else.
     source.delete_nodes(["2", "10"])
-    assert copy_nodes(target, source).copied == 2
+    ends = ["-9223372036854775807", "-1000000000000000000", "9223372036854775807"]
+    target.add([TextNode(id_=one, text="x", embedding=[1.0, 1.0]) for one in ends])
+    assert copy_nodes(target, source).copied == 5
     assert check_nodes(target, source).is_equal
+    target.delete_nodes(ends)
+    assert check_nodes(source, target).missing == ends
+    assert copy_nodes(source, target).copied == 3
+    for one in ("9223372036854775808", "abc"):
+        target.add([TextNode(id_=one, text="x", embedding=[1.0, 1.0])])
+        with pytest.raises(MigrationError, match=f"the copy stopped .*{one}"):
+            copy_nodes(target, source)
+        target.delete_nodes([one])
 
 
 def test_a_node_that_is_too_large_is_named(raw_lite, numbered, make_lite_store):
