@@ -69,7 +69,8 @@ OF_AN_EXTRA = {
     f"{PACKAGE}/migration/_parquet_files.py": "parquet",
     f"{PACKAGE}/ray.py": "ray",
 }
-#: Of the time of the dependencies' import; 0.06 to 0.08 were measured. A package that is imported needlessly is more.
+#: Of the time of the dependencies' import; 0.06 to 0.08 were measured. A package that is imported
+#: needlessly is more.
 IMPORT_SHARE = 1 / 8
 IMPORTS = 5
 ATTEMPTS = 3
