@@ -340,6 +340,11 @@ ALLOWED_OF_FILES = {
     "_pymilvus.py": {"importlib", "os.environ"},
     "_transport/lite.py": {"shutil", "os.stat", "os.fstat"},
     "embeddings.py": {"pickle"},
+    # The command line reads secrets and models that its user names; files get their names whole.
+    "migration/_models.py": {"importlib"},
+    "migration/_parquet.py": {"importlib.util", "os.PathLike"},
+    "migration/_parquet_files.py": {"os.fsync", "os.replace"},
+    "migration/_places.py": {"os.environ"},
 }
 
 

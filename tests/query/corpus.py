@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from llama_index.core.vector_stores import SimpleVectorStore
@@ -78,6 +80,13 @@ def expected_similarities(metric, vector):
 
 
 def build_index(store):
-    """Waits for the index, which is built in the background: until then rows are compared."""
-    store.client.release_collection(store.collection_name)
-    store.client.load_collection(store.collection_name)
+    """Waits for the index, which a server builds in the background, and loads it.
+
+    Until then a server compares rows, or searches an index of its own that finds less.
+    """
+    client, name = store.client, store.collection_name
+    rows = store.count(consistency_level="Strong")
+    while client.describe_index(name, "embedding").get("indexed_rows", rows) < rows:
+        time.sleep(0.1)
+    client.release_collection(name)
+    client.load_collection(name)

@@ -209,6 +209,7 @@ async def test_a_function_score_boosts(store, coloured):
 async def test_functions_of_concurrent_queries_do_not_mix(store):
     origins = [1900, 1930, 1959] * 4
     query = query_for(similarity_top_k=5)
+    await store.aquery(query)  # which begins the count
     before = store.stats()["search"].rpcs
     results = await asyncio.gather(
         *(
