@@ -112,9 +112,7 @@ async def test_alpha_and_a_ranker_of_the_query_exclude_each_other(unconnected, c
 async def test_a_bad_alpha_is_refused(unconnected, coloured, mode, alpha):
     query = query_for(mode)
     query.alpha = alpha
-    with pytest.raises(
-        QueryError, match=re.escape(f"alpha is {alpha!r}; it must be a number")
-    ):
+    with pytest.raises(QueryError, match=re.escape(f"alpha is {alpha!r}; it must be a number")):
         await coloured(unconnected).query(query)
 
 
