@@ -22,28 +22,10 @@ from llama_index.core.schema import (
 )
 
 from .plain_json import NOT_JSON, plain_json
+from .plain_nodes import RELATED_NODE_FIELDS, TEXT_NODE_FIELDS
 
 _NONE = type(None)
 _ATOMS = frozenset({str, int, bool, _NONE})
-# A field that a later version of LlamaIndex adds may be serialized in its own way.
-_TEXT_NODE_FIELDS = frozenset(
-    {
-        "id_",
-        "embedding",
-        "metadata",
-        "excluded_embed_metadata_keys",
-        "excluded_llm_metadata_keys",
-        "relationships",
-        "metadata_template",
-        "metadata_separator",
-        "text",
-        "mimetype",
-        "start_char_idx",
-        "end_char_idx",
-        "text_template",
-    }
-)
-_RELATED_FIELDS = frozenset({"node_id", "node_type", "metadata", "hash"})
 
 
 def serialize(node: BaseNode, without: frozenset[str]) -> tuple[bytes, Mapping[str, Any]]:
@@ -90,7 +72,7 @@ def dumps(value: Any) -> bytes:
 def _text_node_fields(node: TextNode, without: frozenset[str]) -> dict[str, Any] | None:
     """The dictionary that becomes the JSON of a `TextNode`, `None` where it takes pydantic."""
     fields = node.__dict__
-    if fields.keys() != _TEXT_NODE_FIELDS:
+    if fields.keys() != TEXT_NODE_FIELDS:
         return None
     relationships: dict[str, Any] = {}
     for kind, related in fields["relationships"].items():
@@ -114,7 +96,7 @@ def _text_node_fields(node: TextNode, without: frozenset[str]) -> dict[str, Any]
 
 
 def _related_fields(related: RelatedNodeInfo, without: frozenset[str]) -> Any:
-    if type(related) is not RelatedNodeInfo or related.__dict__.keys() != _RELATED_FIELDS:
+    if type(related) is not RelatedNodeInfo or related.__dict__.keys() != RELATED_NODE_FIELDS:
         return related  # which is not plain
     fields = {**related.__dict__, "class_name": "RelatedNodeInfo"}
     if type(fields["node_type"]) is ObjectType:

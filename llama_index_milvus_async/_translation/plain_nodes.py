@@ -34,8 +34,10 @@ _FIELDS = (
 _RELATED_FIELDS = ("node_id", "node_type", "metadata", "hash")
 _KEYS = (*_FIELDS, "class_name")
 _RELATED_KEYS = (*_RELATED_FIELDS, "class_name")
-_FIELDS_SET = frozenset(_FIELDS)
-_RELATED_FIELDS_SET = frozenset(_RELATED_FIELDS)
+#: The fields that are known. One that a later version of LlamaIndex adds may be serialized, or
+#: validated, in its own way.
+TEXT_NODE_FIELDS = frozenset(_FIELDS)
+RELATED_NODE_FIELDS = frozenset(_RELATED_FIELDS)
 
 _RELATIONSHIPS: Mapping[Any, NodeRelationship] = {kind.value: kind for kind in NodeRelationship}
 _OPTIONAL_TEXT = frozenset({str, type(None)})
@@ -105,7 +107,7 @@ def plain_text_node(data: Any, node_id: str, text: str) -> TextNode | None:
         "end_char_idx": end,
         "text_template": text_template,
     }
-    return _unvalidated(TextNode, fields, _FIELDS_SET)
+    return _unvalidated(TextNode, fields, TEXT_NODE_FIELDS)
 
 
 def _related_node(data: Any) -> RelatedNodeInfo | None:
@@ -125,7 +127,7 @@ def _related_node(data: Any) -> RelatedNodeInfo | None:
         "metadata": metadata,
         "hash": content_hash,
     }
-    return _unvalidated(RelatedNodeInfo, fields, _RELATED_FIELDS_SET)
+    return _unvalidated(RelatedNodeInfo, fields, RELATED_NODE_FIELDS)
 
 
 def _are_texts(value: Any) -> bool:
