@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from .._concurrency.drivers import gather_or_cancel, run_on_own_loop
+from .._concurrency.drivers import run_on_own_loop
+from .._concurrency.in_order import map_in_order
 from .._lifecycle import (
     check_store,
     collection_of,
@@ -183,17 +186,12 @@ async def aimport_nodes(
             if await find_collection(store) is None:
                 await create_like(store, file.like)
         meter = Meter("import", file.total, on_progress)
-        nodes = await asyncio.to_thread(file.next)
-        while nodes:
-            # The next nodes are made while these are written.
-            count = len(nodes)
-            steps: list[Awaitable[Any]] = [
-                asyncio.to_thread(file.next),
-                store.async_add(nodes),
-            ]
-            nodes = (await gather_or_cancel(steps))[0]
-            written += count
-            meter.add(count)
+        # The next nodes are made while these are written.
+        adding = map_in_order(_batches_of(file), partial(_add, store), 1)
+        async with aclosing(adding):
+            async for count in adding:
+                written += count
+                meter.add(count)
     except (NodeError, RowError) as error:
         raise MigrationError(
             f"path={str(path)!r}: the import stopped after {written:,} nodes, because of one of "
@@ -202,6 +200,16 @@ async def aimport_nodes(
     finally:
         await asyncio.to_thread(file.close)
     return written
+
+
+async def _batches_of(file: NodeFile) -> AsyncGenerator[list[BaseNode], None]:
+    while nodes := await asyncio.to_thread(file.next):
+        yield nodes
+
+
+async def _add(store: MilvusVectorStore, nodes: list[BaseNode]) -> int:
+    await store.async_add(nodes)
+    return len(nodes)
 
 
 def _checked(store: object, path: object, on_progress: object) -> Path:
