@@ -15,7 +15,7 @@ from .._operations import Ready
 from .._retrieval.values import check_count, check_flag
 from ..errors import ConfigurationError
 from ..store import MilvusVectorStore
-from ._ids import MAX_KEPT_IDS, IdOrder, merged
+from ._ids import MAX_KEPT_IDS, Comparison, IdOrder, merged
 from ._progress import Meter, ProgressCallback, check_callback, count_of
 from ._sides import STRONG, open_source
 
@@ -307,31 +307,23 @@ class _Check:
         self._differences = differences
         self._meter = meter
         self._uncounted = 0
-        self._common = 0
-        self._missing: list[str] = []
-        self._missing_count = 0
-        self._extra: list[str] = []
-        self._extra_count = 0
+        self._ids = Comparison()
         self._different: list[Difference] = []
         self._different_count = 0
 
     def note(self, one: BaseNode | None, other: BaseNode | str | None) -> None:
         """Note what both collections have of one id."""
         if one is None:
-            self._extra_count += 1
-            if len(self._extra) < MAX_KEPT_IDS:
-                self._extra.append(other.node_id if isinstance(other, BaseNode) else str(other))
+            self._ids.note_extra(other.node_id if isinstance(other, BaseNode) else str(other))
             return
         if isinstance(other, BaseNode):
-            self._common += 1
+            self._ids.note_common(one.node_id)
             if fields := self._differences.between(one, other):
                 self._different_count += 1
                 if len(self._different) < MAX_KEPT_IDS:
                     self._different.append(Difference(one.node_id, fields))
         else:
-            self._missing_count += 1
-            if len(self._missing) < MAX_KEPT_IDS:
-                self._missing.append(one.node_id)
+            self._ids.note_missing(one.node_id)
         self._uncounted += 1
         if self._uncounted == self._TOLD_AT_ONCE:
             self._tell()
@@ -343,13 +335,14 @@ class _Check:
     def report(self, seconds: float) -> CheckReport:
         """What was found."""
         self._tell()
+        ids = self._ids
         return CheckReport(
-            self._common + self._missing_count,
-            self._common + self._extra_count,
-            self._missing_count,
-            self._missing,
-            self._extra_count,
-            self._extra,
+            ids.common + ids.missing_count,
+            ids.common + ids.extra_count,
+            ids.missing_count,
+            ids.missing,
+            ids.extra_count,
+            ids.extra,
             self._different_count,
             self._different,
             seconds,
