@@ -22,6 +22,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, takewhile
@@ -226,11 +227,11 @@ class MilvusDatasource(Datasource):  # type: ignore[misc]
         """One task for each range of ids, all of about the same size."""
         count = self._store.count(self._filters, consistency_level=STRONG)
         rows = max(1, -(-count // max(1, parallelism)))
-        ids = self._store.iter_ids(self._filters, consistency_level=STRONG)
-        ends = [*islice(ids, rows - 1, None, rows)] if parallelism > 1 else []
-        ranges = list(zip([None, *ends], [*ends, None], strict=True))
-        if ends and count % rows == 0:  # behind the last id is nothing
-            ranges.pop()
+        tasks = max(1, -(-count // rows))
+        with closing(self._store.iter_ids(self._filters, consistency_level=STRONG)) as ids:
+            # The last range has no end.
+            ends = list(islice(ids, rows - 1, rows * (tasks - 1), rows))
+        ranges = zip([None, *ends], [*ends, None], strict=True)
         is_integer = run_on_own_loop(collection_of(self._store)).layout.integer_ids
         order = IdOrder(is_integer, is_integer)
         read = partial(_read, self._key, self._store, self._filters, order)
