@@ -400,8 +400,7 @@ async def find_collection(store: ConnectedStore) -> Found | None:
     connections.check_open()
     address, name = connections.address, store.collection_name
 
-    async def look() -> Found | None:
-        backend = connections.blocking()
+    async def look(backend: Backend) -> Found | None:
         description = await backend.describe_collection(name)
         if description is None:
             return None
@@ -413,8 +412,8 @@ async def find_collection(store: ConnectedStore) -> Found | None:
     def run() -> Found | None:
         if address.is_lite and not os.path.exists(address.place):
             return None  # Milvus Lite would make an empty database
-        with open_lock(address):
-            return run_sync(look())
+        with blocking_backend(store) as backend:
+            return run_sync(look(backend))
 
     return await asyncio.to_thread(run)
 
