@@ -159,7 +159,7 @@ async def test_a_collection_that_another_process_is_creating_is_waited_for(lite_
 async def test_a_collection_that_nobody_finishes_creating_is_an_error(lite_server):
     folder = lite_server.directory / "data" / "collections" / "left"
     folder.mkdir(parents=True)
-    store = MilvusVectorStore(lite_server.uri, collection_name="left", dim=DIM, timeout=0.5)
+    store = MilvusVectorStore(lite_server.uri, collection_name="left", dim=DIM, timeout=2)
     with pytest.raises(ServerError, match=f"create_collection failed.* '{folder}'"):
         await store.async_add(make_nodes(1))
     await store.aclose()
