@@ -35,7 +35,7 @@ INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo bench bench-layout bench-questions bench-loops quality soak docs messages check test test-pymilvus30 test-pymilvus26 test-newest test-slow test-ray lint types format clean
+.PHONY: help demo bench bench-layout bench-questions bench-scale bench-moving bench-loops quality soak docs messages check test test-pymilvus30 test-pymilvus26 test-newest test-slow test-ray lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,12 @@ bench-layout: $(VENV)/.installed-dev ## indexes, partition keys, operations on m
 bench-questions: $(VENVBENCH)/.installed-demo ## from questions to nodes and from text to rows, with a real model; 10 minutes
 	$(VENVBENCH)/bin/python -m benchmarks.questions $(BENCH_ARGS)
 	$(VENVBENCH)/bin/python -m benchmarks.ingestion --minilm
+
+bench-scale: $(VENV)/.installed-dev ## a million nodes: adding, queries as the collection grows, deletes, a killed server; 20 minutes
+	$(VENV)/bin/python -m benchmarks.scale $(BENCH_ARGS)
+
+bench-moving: $(VENV)/.installed-dev ## a copy of 100,000 nodes from Milvus Lite to a server; 15 minutes
+	$(VENV)/bin/python -m benchmarks.moving $(BENCH_ARGS)
 
 bench-loops: $(VENVBENCH)/.installed ## asyncio's event loop and uvloop's; 2 minutes
 	$(VENVBENCH)/bin/python -m benchmarks.loops $(BENCH_ARGS)

@@ -35,13 +35,20 @@ def why_not(name: str) -> str:
 def running(name: str, uri: str, token: str) -> Iterator[Engine]:
     """An engine: the server at `uri`, or without one started for as long as the context lasts."""
     if uri:
-        yield _engine(name, uri, token)
+        yield engine_at(name, uri, token)
         return
+    with started(name) as server:
+        yield engine_at(name, server.uri, "")
+
+
+@contextmanager
+def started(name: str) -> Iterator[Server]:
+    """A server for as long as the context lasts."""
     with tempfile.TemporaryDirectory() as directory:
         server = STARTED[name](Path(directory) / "server")
         try:
             server.start()
-            yield _engine(name, server.uri, "")
+            yield server
         finally:
             server.remove()
 
@@ -72,7 +79,8 @@ def build_index_of_store(engine: Engine, store: MilvusVectorStore, rows: int) ->
         build_index(engine, store.client, store.collection_name, rows)
 
 
-def _engine(name: str, uri: str, token: str) -> Engine:
+def engine_at(name: str, uri: str, token: str) -> Engine:
+    """The engine that answers at an address."""
     client = new_client(uri, token)
     try:
         return Engine(name, uri, token, client.get_server_version())

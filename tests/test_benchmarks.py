@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from llama_index.core import MockEmbedding
 
-from benchmarks import ingestion, proxy, questions, questions_report, tenants
+from benchmarks import ingestion, proxy, questions, questions_report, scale_report, tenants
 from benchmarks.contenders import Upstream
 from benchmarks.layout import TARGETS
 from benchmarks.load import (
@@ -89,6 +89,40 @@ def test_a_quick_run_compares_layouts_and_ways_to_keep_tenants_apart(
     assert "| query with a filter | partition key ÷ column |" in text
     assert "| database | 2 | 100 |" in (tmp_path / "tenants.md").read_text()
     assert engine.uri not in text + json.dumps(results)
+
+
+@pytest.mark.engines("lite")
+def test_a_quick_run_grows_a_collection(engine, python_with_package, tmp_path):
+    command = ["-m", "benchmarks.scale", "--quick", "--engine", "lite", "--output", str(tmp_path)]
+    python_with_package.run(*command, "--uri", engine.uri, "--token", engine.token)
+
+    results = json.loads((tmp_path / "scale.json").read_text())
+    assert [load["rows"] for load in results["loads"]] == [100, 200]
+    assert [stage["rows"] for stage in results["stages"]] == [100, 300]
+    assert [each["nodes"] for each in results["deletes"]] == [1, 30, 150]
+    assert results["samples"][-1]["rows"] == 300
+    seconds = [sample["seconds"] for sample in results["samples"]]
+    assert seconds == sorted(seconds)
+    text = (tmp_path / "scale.md").read_text()
+    assert "| 300 | one tenant of 100 |" in text
+    assert "killed" not in text  # a server that runs already is not
+    assert engine.uri not in text + json.dumps(results)
+
+
+def test_a_killed_server_is_told():
+    killed = {"rows": 200, "acknowledged": 200, "counted": 199, "seconds": 3.2}
+    results = results_of() | {"stages": [], "killed": killed | {"seconds_of_restart": 8.4}}
+    results |= {"load": "0", "options": {"nodes": 300, "dim": 8}}
+    text = scale_report.markdown(results)
+    assert "ended with 200 nodes written; the collection has 199." in text
+
+
+@pytest.mark.engines("lite")
+def test_a_small_copy_is_measured(engine, python_with_package):
+    command = ["-m", "benchmarks.moving", "--nodes", "60", "--dim", "8"]
+    ended = python_with_package.run(*command, "--uri", engine.uri, "--token", engine.token)
+    assert re.search(r"\| `acopy_nodes` \| [\d,]+ \| [\d.]+ \| [\d,]+ MiB \|", ended.stdout)
+    assert re.search(r"The copy has [\d.]+ of the slower side's rate", ended.stdout)
 
 
 def test_tenants_that_were_not_created_are_told():
