@@ -378,10 +378,12 @@ class Found:
     Attributes:
         description: What pymilvus' `describe_collection` returned.
         indexes: What it returned for the index of each column that has one.
+        path_indexes: What it returned for each index of a path in the dynamic field or in a column.
     """
 
     description: Mapping[str, Any]
     indexes: Mapping[str, Mapping[str, Any]]
+    path_indexes: Sequence[Mapping[str, Any]] = ()
 
     @property
     def fields(self) -> Sequence[Mapping[str, Any]]:
@@ -405,9 +407,9 @@ async def find_collection(store: ConnectedStore) -> Found | None:
         if description is None:
             return None
         indexes = await backend.describe_indexes(name)
-        # A path in a column of JSON may have one as well.
         of_columns = {one["field_name"]: one for one in indexes if "json_path" not in one}
-        return Found(description, of_columns)
+        of_paths = [one for one in indexes if "json_path" in one]
+        return Found(description, of_columns, of_paths)
 
     def run() -> Found | None:
         if address.is_lite and not os.path.exists(address.place):

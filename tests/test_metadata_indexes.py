@@ -10,11 +10,17 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from pymilvus import DataType
 
 from llama_index_milvus_async import CollectionError, ConfigurationError, MilvusVectorStore
+from llama_index_milvus_async._lifecycle import Found
 from llama_index_milvus_async._translation.engine import Engine
 from llama_index_milvus_async._translation.filters import build_expression
 from llama_index_milvus_async._translation.layout import Layout
-from llama_index_milvus_async._translation.scalar_indexes import ScalarIndex, path_indexes
+from llama_index_milvus_async._translation.scalar_indexes import (
+    ScalarIndex,
+    path_indexes,
+    steps_of_path,
+)
 from llama_index_milvus_async._translation.schema import new_index_params, new_schema
+from llama_index_milvus_async.migration._places import _server_arguments
 from tests.fixtures.fake_milvus import FakeMilvus
 from tests.fixtures.stores import DIM, MakeStore, collection_name
 
@@ -105,6 +111,31 @@ def test_an_index_that_others_made_is_known_by_its_path(found: str) -> None:
     assert index.is_of({"index_name": "theirs", "json_path": found})
     assert not index.is_of({"index_name": "theirs", "json_path": "/a/b/c"})
     assert not index.is_of({"index_name": "embedding"})
+
+
+@pytest.mark.parametrize(
+    ("column", "path", "cast"),
+    [
+        ("$meta", "author", "VARCHAR"),
+        ("$meta", "/stats/year", "DOUBLE"),
+        ("$meta", '$meta["a.b"]', "BOOL"),
+        ("$meta", r'$meta["a \"ü\""]["c"]', "VARCHAR"),
+        ("$meta", "tags", "ARRAY_VARCHAR"),
+        ("extra", 'extra["a"]', "BOOL"),
+        ("extra", "/extra/a", "BOOL"),
+    ],
+)
+def test_a_collection_that_is_made_like_another_has_its_indexes_of_paths(
+    column: str, path: str, cast: str
+) -> None:
+    index = {"field_name": column, "json_path": path, "json_cast_type": cast.lower()}
+    asked = _server_arguments(Found({}, {}, [index]))["metadata_indexes"]
+    settings = settings_of(asked, scalar_fields={"extra": DataType.JSON})
+    layout = Layout.from_description(new_schema(settings, NEW).to_dict(), settings, NEW)
+    made = {
+        (one.column, tuple(steps_of_path(str(one.path)))) for one in path_indexes(layout, settings)
+    }
+    assert (column, tuple(steps_of_path(path))) in made
 
 
 def test_a_collection_without_a_dynamic_field_has_none() -> None:

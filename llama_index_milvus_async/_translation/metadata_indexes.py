@@ -70,3 +70,11 @@ def cast_type(settings: Mapping[str, Any]) -> str:
     if kind is DataType.ARRAY:
         return f"ARRAY_{DataType(settings['element_type']).name}"
     return str(kind.name)
+
+
+def settings_of_cast(cast: str) -> dict[str, DataType]:
+    """The settings whose values Milvus calls so."""
+    item = cast.upper().removeprefix("ARRAY_")
+    if item == cast.upper():
+        return {"type": DataType[item]}
+    return {"type": DataType.ARRAY, "element_type": DataType[item]}

@@ -82,7 +82,7 @@ class ScalarIndex:
         if found.get("index_name") == self.name:
             return True
         path = found.get("json_path")
-        return path is not None and _steps(str(path)) == _steps(str(self.path))
+        return path is not None and steps_of_path(str(path)) == steps_of_path(str(self.path))
 
 
 def scalar_indexes(settings: CollectionSettings, engine: Engine) -> list[ScalarIndex]:
@@ -151,7 +151,7 @@ def _path_name(path: str) -> str:
     return f"path_{re.sub('[^A-Za-z0-9]+', '_', path).strip('_')[:200]}_{digest}"
 
 
-def _steps(path: str) -> list[Step]:
+def steps_of_path(path: str) -> list[Step]:
     """The steps of a path, as filters write it or as Milvus keeps it: `/a/b`."""
     if path.startswith("/"):
         return [step.replace("~1", "/").replace("~0", "~") for step in path[1:].split("/")]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TextIO
 
-from ..errors import ConfigurationError, MilvusVectorStoreError
+from ..errors import ConfigurationError, MigrationError, MilvusVectorStoreError
 from ..store import MilvusVectorStore
 from ._checking import acheck_nodes
 from ._copying import acopy_nodes
@@ -280,15 +280,22 @@ async def _reembed(arguments: argparse.Namespace, display: Display) -> int:
     if store is None:
         raise no_collection(place)
     async with store:
-        report = await areembed(
-            store,
-            embed_model,
-            into=arguments.into,
-            alias=arguments.alias,
-            batch_size=arguments.batch_size,
-            remove_extra=arguments.remove_extra,
-            on_progress=display,
-        )
+        try:
+            report = await areembed(
+                store,
+                embed_model,
+                into=arguments.into,
+                alias=arguments.alias,
+                batch_size=arguments.batch_size,
+                remove_extra=arguments.remove_extra,
+                on_progress=display,
+            )
+        except (MilvusVectorStoreError, OSError):
+            raise
+        except Exception as error:  # of a service or a model: each raises its own
+            raise MigrationError(
+                f"the model {arguments.embed_model!r} failed ({type(error).__name__}: {error})"
+            ) from error
     display.end()
     there = f", {report.already_there:,} were there already" if report.already_there else ""
     print(

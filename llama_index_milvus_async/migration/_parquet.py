@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,13 @@ from .._lifecycle import (
 )
 from .._maintenance import pages_of_rows
 from .._retrieval.values import check_flag, described
-from ..errors import ConfigurationError, MigrationError, NodeError, RowError
+from ..errors import (
+    ConfigurationError,
+    MigrationError,
+    MilvusVectorStoreError,
+    NodeError,
+    RowError,
+)
 from ..store import MilvusVectorStore
 from ._ids import warn_of_shared_ids
 from ._progress import Meter, ProgressCallback, check_callback
@@ -106,7 +112,14 @@ async def aexport_nodes(
 
         return RowFile(file_path, ready)
 
-    file = await asyncio.to_thread(open_file)
+    opening = asyncio.create_task(asyncio.to_thread(open_file))
+    try:
+        file = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # The thread opens the file all the same.
+        with suppress(MilvusVectorStoreError):
+            await asyncio.to_thread((await opening).discard)
+        raise
     try:
         async with aclosing(pages_of_rows(store, filters, ready.layout)) as pages:
             async for rows in pages:

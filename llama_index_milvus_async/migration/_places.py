@@ -16,8 +16,11 @@ from pymilvus import DataType
 from .._checks import CONSISTENCY_LEVELS, check_uri, split_credentials
 from .._lifecycle import Found, find_collection
 from .._names import did_you_mean
-from .._translation.layout import NODE_CONTENT_FIELD, NODE_TYPE_FIELD, VECTOR_TYPES
+from .._translation.key_syntax import subscripted
+from .._translation.layout import DYNAMIC_FIELD, NODE_CONTENT_FIELD, NODE_TYPE_FIELD, VECTOR_TYPES
+from .._translation.metadata_indexes import settings_of_cast
 from .._translation.scalar_fields import COLUMN_TYPES
+from .._translation.scalar_indexes import steps_of_path
 from .._translation.vectors import DENSE_METRICS
 from .._wire.address import CLIENT_OPTIONS, Address
 from ..errors import CollectionError, ConfigurationError
@@ -346,8 +349,27 @@ def _server_arguments(found: Found) -> dict[str, Any]:
         "num_shards": description.get("num_shards") or None,
         "description": description.get("description") or None,
         "collection_properties": kept or None,
+        "metadata_indexes": _metadata_indexes(found) or None,
         **({"consistency_level": level} if level in CONSISTENCY_LEVELS else {}),
     }
+
+
+def _metadata_indexes(found: Found) -> dict[str, dict[str, DataType]]:
+    """The metadata keys whose paths have an index, and the settings of each."""
+    keys: dict[str, dict[str, DataType]] = {}
+    for index in found.path_indexes:
+        column, steps = index["field_name"], steps_of_path(str(index["json_path"]))
+        if column != DYNAMIC_FIELD and steps[0] != column:
+            steps = [column, *steps]
+        [first, *rest] = map(str, steps)
+        if subscripted(first) is not None:
+            continue  # the other reading of a key in Milvus' syntax, whose path has one as well
+        if any(set(step) & set(".[]") for step in rest):
+            key = first + "".join(f"[{json.dumps(step, ensure_ascii=False)}]" for step in rest)
+        else:
+            key = ".".join([first, *rest])
+        keys[key] = settings_of_cast(str(index["json_cast_type"]))
+    return keys
 
 
 def index_settings(index: Mapping[str, Any] | None) -> dict[str, Any]:

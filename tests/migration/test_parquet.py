@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
+import threading
 
 import pandas as pd
 import pyarrow as pa
@@ -25,6 +27,7 @@ from llama_index_milvus_async import (
     MigrationError,
 )
 from llama_index_milvus_async.migration import (
+    _parquet_files,
     aexport_nodes,
     aimport_nodes,
     export_nodes,
@@ -291,6 +294,28 @@ def test_a_failed_export_leaves_no_file(source, tmp_path):
     assert path.read_text() == "mine"
     assert export_nodes(source, path, overwrite=True) == 6
     assert len(pd.read_parquet(path)) == 6
+
+
+@pytest.mark.engines("lite")
+async def test_an_export_that_is_cancelled_while_it_opens_its_file_leaves_none(
+    source, tmp_path, monkeypatch
+):
+    opened, go_on = threading.Event(), threading.Event()
+
+    class SlowFile(_parquet_files.RowFile):
+        def __init__(self, path, ready):
+            super().__init__(path, ready)
+            opened.set()
+            go_on.wait()
+
+    monkeypatch.setattr(_parquet_files, "RowFile", SlowFile)
+    exporting = asyncio.create_task(aexport_nodes(source, tmp_path / "nodes.parquet"))
+    await asyncio.to_thread(opened.wait)
+    exporting.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await exporting
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.engines("lite")

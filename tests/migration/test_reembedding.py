@@ -323,3 +323,17 @@ def test_the_same_from_a_shell(make_notes, make_lite_store, alias, capsys, monke
     printed = capsys.readouterr().err
     assert "(dim: Input should be a valid integer" in printed
     assert "s3cret" not in printed
+
+
+def test_a_model_that_fails_is_named_in_a_shell(make_notes, make_lite_store, capsys, monkeypatch):
+    async def fail(self, texts):
+        raise RuntimeError("no quota")
+
+    monkeypatch.setenv("MILVUS_TOKEN", "")
+    monkeypatch.setattr(WordEmbedding, "_aget_text_embeddings", fail)
+    old, new = make_notes(), make_lite_store()
+    command = ["reembed", f"{old.uri}#{old.collection_name}", "--into", new.collection_name]
+    command += ["--embed-model", "tests.fixtures.words:WordEmbedding", "--embed-option", "dim=4"]
+    assert main(command) == 1
+    printed = capsys.readouterr().err
+    assert "'tests.fixtures.words:WordEmbedding' failed (RuntimeError: no quota)" in printed
