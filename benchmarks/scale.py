@@ -20,7 +20,7 @@ import platform
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from pymilvus import AsyncMilvusClient, DataType
 
 from llama_index_milvus_async import MilvusVectorStore, aingest
 from tests.fixtures.engines import Engine
-from tests.fixtures.loops import measure_stall
+from tests.fixtures.loops import TICK_SECONDS, measure_stall
 from tests.fixtures.servers import Server
 
 from . import data, report, scale_report
@@ -115,29 +115,49 @@ def below(number: int) -> MetadataFilters:
 
 
 class Collector:
-    """The longest pass of Python's garbage collector, in milliseconds."""
+    """The passes of Python's garbage collector: their time, and the longest of them, in seconds."""
 
     def __init__(self) -> None:
-        self.longest_ms = 0.0
+        self.seconds = self.longest = 0.0
         self._began = 0.0
 
     def __call__(self, phase: str, _info: dict[str, int]) -> None:
         """What the collector calls before and after a pass."""
         if phase == "start":
             self._began = time.perf_counter()
-        else:
-            self.longest_ms = max(self.longest_ms, (time.perf_counter() - self._began) * 1_000)
+            return
+        took = time.perf_counter() - self._began
+        self.seconds += took
+        self.longest = max(self.longest, took)
 
 
-@contextmanager
-def collector() -> Iterator[Collector]:
-    """Watch the garbage collector."""
-    watched = Collector()
-    gc.callbacks.append(watched)
+@asynccontextmanager
+async def stalls() -> AsyncIterator[report.Json]:
+    """Measure how long the loop stands still, the passes of the collector aside.
+
+    Both figures, in milliseconds, are there at the end.
+    """
+    found: report.Json = {}
+    passes, longest = Collector(), 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            began, collected = time.perf_counter(), passes.seconds
+            await asyncio.sleep(TICK_SECONDS)
+            gap = time.perf_counter() - began - (passes.seconds - collected)
+            longest = max(longest, gap - TICK_SECONDS)
+
+    gc.callbacks.append(passes)
+    ticking = asyncio.create_task(tick())
     try:
-        yield watched
+        async with measure_stall() as stall:
+            yield found
     finally:
-        gc.callbacks.remove(watched)
+        ticking.cancel()
+        gc.callbacks.remove(passes)
+    found["net_stall_ms"] = max(0.0, longest * 1_000 - stall.bystander_ms)
+    found["collector_ms"] = passes.longest * 1_000
 
 
 @asynccontextmanager
@@ -198,26 +218,20 @@ class Scale:
         def note(done: Any) -> None:
             self._written = start + done.nodes
 
-        async with measure_stall() as stall, sampled(self._samples, lambda: self._written):
-            with collector() as passes:
-                began = time.perf_counter()
-                done = await aingest(
-                    store,
-                    nodes_from(start, stop, self._options.dim),
-                    [],
-                    batch_size=BATCH,
-                    max_in_flight=IN_FLIGHT,
-                    on_progress=note,
-                )
-                seconds = time.perf_counter() - began
+        async with stalls() as stood, sampled(self._samples, lambda: self._written):
+            began = time.perf_counter()
+            done = await aingest(
+                store,
+                nodes_from(start, stop, self._options.dim),
+                [],
+                batch_size=BATCH,
+                max_in_flight=IN_FLIGHT,
+                on_progress=note,
+            )
+            seconds = time.perf_counter() - began
         assert done.nodes == stop - start
         self._written = stop
-        return {
-            "rows": stop - start,
-            "seconds": seconds,
-            "net_stall_ms": stall.net_ms,
-            "collector_ms": passes.longest_ms,
-        }
+        return {"rows": stop - start, "seconds": seconds, **stood}
 
     async def load_raw(self) -> report.Json:
         """Insert nodes with the raw client; returns seconds with and without making the rows."""
@@ -313,7 +327,7 @@ class Scale:
         ]
         await store.aquery(asked[0])
         await settle(0.5)
-        async with measure_stall() as stall:
+        async with stalls() as stood:
             began = time.perf_counter()
             answers = await asyncio.gather(*map(store.aquery, asked))
             ours = time.perf_counter() - began
@@ -336,7 +350,7 @@ class Scale:
             for hit in of_query:
                 _ = [hit["entity"][field] for field in FIELDS]
         theirs = time.perf_counter() - began
-        return {"this": ours, "raw": theirs, "net_stall_ms": stall.net_ms}
+        return {"this": ours, "raw": theirs, **stood}
 
     async def _count(self) -> report.Json:
         store, took = self.store, {"this": 0.0, "raw": 0.0}
@@ -355,7 +369,7 @@ class Scale:
         store, number, most = self.store, 0, 0.0
         await settle(0.5)
         before = resident_mib()
-        async with measure_stall() as stall:
+        async with stalls() as stood:
             began = time.perf_counter()
             async for _node in store.aiter_nodes():
                 number += 1
@@ -367,19 +381,19 @@ class Scale:
         began = time.perf_counter()
         assert await asyncio.to_thread(iterate_raw, store) == number
         theirs = time.perf_counter() - began
-        return {"this": ours, "raw": theirs, "growth_mib": most, "net_stall_ms": stall.net_ms}
+        return {"this": ours, "raw": theirs, "growth_mib": most, **stood}
 
     async def delete(self) -> list[report.Json]:
         """Delete by filter: one node, then 10,000, then half of all, at most 500,000."""
         found, left, gone = [], self._written, 0
         for count in (1, min(10_000, left // 10), min(500_000, left // 2)):
-            async with measure_stall() as stall:
+            async with stalls() as stood:
                 began = time.perf_counter()
                 await self.store.adelete_nodes(filters=below(gone + count), timeout=600)
                 seconds = time.perf_counter() - began
             gone += count
             assert await self.store.acount(consistency_level="Strong") == left - gone
-            found.append({"nodes": count, "seconds": seconds, "net_stall_ms": stall.net_ms})
+            found.append({"nodes": count, "seconds": seconds, **stood})
         return found
 
     def samples(self) -> list[report.Json]:
@@ -448,6 +462,7 @@ async def run(given: argparse.Namespace, options: Options) -> None:
         with started(given.engine) as server:
             scale = Scale(engine_at(given.engine, server.uri, ""), options)
             keep("killed", await scale.load_while_killed(server))
+    scale_report.draw(results, given.output)
     print(scale_report.markdown(results))
 
 

@@ -23,11 +23,10 @@ RATE, MIB = 1.1, 400
 
 
 def write(results: report.Json, directory: Path) -> None:
-    """Write figures, tables and plots of what there is so far."""
+    """Write figures and tables of what there is so far."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "scale.json").write_text(json.dumps(results, indent=1) + "\n")
     (directory / "scale.md").write_text(markdown(results))
-    draw(results, directory)
 
 
 def markdown(results: report.Json) -> str:
@@ -71,8 +70,8 @@ def _loads(results: report.Json) -> str:
             f"{RATE}). The process has at most {most:,.0f} MiB (target: {MIB}), "
             f"{_growth(samples):,.0f} MiB more in the second half than in the first. The loop "
             f"stands still for at most {stall:.0f} ms beyond the noise of the machine (target: "
-            f"{report.STALL_MS:g}); the longest pass of Python's garbage collector is "
-            f"{passes:.0f} ms.",
+            f"{report.STALL_MS:g}), the passes of Python's garbage collector aside, the longest of "
+            f"which is {passes:.0f} ms.",
         ]
     )
 
@@ -235,4 +234,6 @@ def _clean(axis: Any) -> None:
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
-    write(json.loads(file.read_text()), file.parent)
+    measured = json.loads(file.read_text())
+    write(measured, file.parent)
+    draw(measured, file.parent)

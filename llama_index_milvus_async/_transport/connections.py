@@ -40,6 +40,9 @@ from .session import CollectionMemory, Session
 
 T = TypeVar("T")
 
+#: How long closing waits for a flush of Milvus Lite, which is only a matter of speed.
+SECONDS_FOR_A_FLUSH = 10.0
+
 
 class _Uses:
     """What one store uses: kept apart from it, so that its end can give them up."""
@@ -117,6 +120,7 @@ class Connections:
         self._blocking_transport = BlockingTransport(address, self._session, self._connect_blocking)
         # Weakly, for what a store uses must not keep it alive.
         self._flush_soon = partial(_flush_soon, weakref.ref(self))
+        self._flushing: set[threading.Thread] = set()
         self._finalizer = weakref.finalize(self, _drop, self._uses)
         self._finalizer.atexit = False
         _live.add(self)
@@ -240,7 +244,9 @@ class Connections:
 
         Those of loops in other threads are closed by their loops.
         """
-        for connection in self._uses.take_all():
+        connections = self._uses.take_all()
+        self._end_flushes()
+        for connection in connections:
             close_from_outside(connection)
         self._close_client()
 
@@ -253,6 +259,8 @@ class Connections:
         await asyncio.shield(self._close_all(self._uses.take_all()))
 
     async def _close_all(self, connections: Sequence[BlockingConnection | LoopConnection]) -> None:
+        if self._flushing:
+            await asyncio.to_thread(self._end_flushes)
         for connection in connections:
             if isinstance(connection, LoopConnection) and connection.loop is running_loop():
                 await connection.close()
@@ -260,6 +268,14 @@ class Connections:
                 # In a thread: it waits where another thread is just connecting.
                 await asyncio.to_thread(close_from_outside, connection, wait=True)
         await asyncio.to_thread(self._close_client)
+
+    def _end_flushes(self) -> None:
+        """Wait for what is flushed in the background.
+
+        Milvus Lite complains where the process ends meanwhile.
+        """
+        for thread in tuple(self._flushing):
+            thread.join(SECONDS_FOR_A_FLUSH)
 
     def _close_client(self) -> None:
         with self._uses.connecting:
@@ -294,11 +310,15 @@ def _flush_soon(reference: weakref.ref[Connections], collection_name: str) -> No
     def flush() -> None:
         # Only a matter of speed: a closed store, a dropped collection, are no reason to complain.
         with suppress(Exception):
-            connections = reference()
-            if connections is not None:
-                run_sync(connections.blocking().flush(collection_name))
+            run_sync(connections.blocking().flush(collection_name))
+        connections._flushing.discard(thread)  # noqa: SLF001
 
-    threading.Thread(target=flush, name="llama-index-milvus-async-flush", daemon=True).start()
+    connections = reference()
+    if connections is not None:
+        name = "llama-index-milvus-async-flush"
+        thread = threading.Thread(target=flush, name=name, daemon=True)
+        connections._flushing.add(thread)  # noqa: SLF001
+        thread.start()
 
 
 _dropped: deque[_Uses] = deque()

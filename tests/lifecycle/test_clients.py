@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import threading
 
 import pytest
 from pymilvus import AsyncMilvusClient, MilvusClient
@@ -11,7 +12,7 @@ from llama_index_milvus_async.errors import (
     ServerError,
     StoreClosedError,
 )
-from tests.fixtures.stores import make_nodes
+from tests.fixtures.stores import FLUSHING, make_nodes
 from tests.lifecycle.helpers import Gate, ids_in, query
 
 # Opening and closing
@@ -103,6 +104,15 @@ async def test_closing_one_store_leaves_its_copies_and_siblings_open(reopen, col
     for one in (sibling, copied):
         assert len((await coloured(one).query(query())).ids) == 4
     await copied.aclose()
+
+
+@pytest.mark.engines("lite")
+async def test_closing_waits_for_what_is_flushed(make_store, coloured):
+    """Milvus Lite complains where its process ends meanwhile."""
+    store = coloured(make_store())
+    await store.add(make_nodes(1_000))
+    await store.close()
+    assert FLUSHING not in {thread.name for thread in threading.enumerate()}
 
 
 async def test_closing_while_it_is_made_ready_ends_in_that_error(recorder, reopen):
