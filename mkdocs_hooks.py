@@ -12,6 +12,8 @@ ROOT = Path(__file__).parent
 #: Files of the site that are not in docs/; their paths in the site are those in the repository.
 ELSEWHERE = [
     "benchmarks/results/seconds.png",
+    "benchmarks/results/scale_load.png",
+    "benchmarks/results/scale_queries.png",
     *(f"notebooks/{file.name}" for file in sorted((ROOT / "notebooks").glob("*.ipynb"))),
 ]
 

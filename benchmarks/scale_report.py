@@ -186,7 +186,7 @@ def draw(results: report.Json, directory: Path) -> None:
         figure.savefig(directory / "scale_load.png", dpi=110)
         pyplot.close(figure)
     if results["stages"]:
-        figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+        figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
         for axis, (key, title) in zip(axes, QUERIES.items(), strict=True):
             _draw_queries(axis, results, key, title)
         figure.tight_layout()
@@ -201,17 +201,20 @@ def _draw_load(axes: Any, results: report.Json) -> None:
         (axes[0], "rows", "Nodes in Milvus, in thousands", 1_000),
         (axes[1], "mib", "Memory of this process, in MiB: flat is good", 1),
     ):
-        axis.plot(seconds, [each[key] / factor for each in samples], color=COLOURS["this"])
+        values = [each[key] / factor for each in samples]
+        axis.plot(seconds, values, color=COLOURS["this"])
         axis.set_title(title, size=10, loc="left")
         axis.set_xlabel("seconds of adding")
-        _clean(axis)
+        _clean(axis, max(values))
 
 
 def _draw_queries(axis: Any, results: report.Json, key: str, title: str) -> None:
     sizes = [stage["rows"] for stage in results["stages"]]
+    most = 0.0
     for who, name in NAMES.items():
         took = [_median(stage[key], who) for stage in results["stages"]]
         axis.plot(sizes, took, "o-", color=COLOURS[who], label=name)
+        most = max(most, *took)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.set_xticks(sizes)
@@ -222,12 +225,11 @@ def _draw_queries(axis: Any, results: report.Json, key: str, title: str) -> None
         f"Seconds of {count:,} queries over {title}: less is better", size=10, loc="left"
     )
     axis.legend(frameon=False, loc="upper left")
-    _clean(axis)
+    _clean(axis, most)
 
 
-def _clean(axis: Any) -> None:
-    axis.set_ylim(bottom=0)
-    axis.margins(y=0.25)
+def _clean(axis: Any, most: float) -> None:
+    axis.set_ylim(0, most * 1.25)
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
