@@ -149,7 +149,7 @@ def test_names_in_the_selection_are_those_of_files():
         *selection.BOTH_LINES_ON_STANDALONE,
         *selection.BOTH_LINES_IN_PURE,
         *selection.BOTH_COLOURS,
-        *selection.FILES_SPOILT_BY_THE_MACHINE,
+        *selection.NO_SECOND_ATTEMPT,
     )
     for beginning in named:
         assert any(name.startswith(beginning) for name in names), beginning
@@ -217,17 +217,18 @@ def test_few_cases_run_with_both_lines_of_pymilvus():
     assert values("test_one_path.py") == everything
 
 
-def test_a_second_attempt_has_what_measures_the_machine_and_not_what_keeps_data():
+def test_what_is_kept_and_kept_apart_has_no_second_attempt():
     def marks(file, fixture):
         case = Case(file, "lite", "sync", 0)
         case.fixturenames = ("engine", fixture)
         selection.pytest_collection_modifyitems([case])
         return case.marks
 
-    assert "flaky" in marks("test_event_loops.py", "heartbeat")
+    assert "flaky" in marks("query/test_query_results.py", "make_store")
     assert "flaky" in marks("test_notebooks.py", "python_with_model")
-    assert "flaky" not in marks("test_event_loops.py", "make_store")
+    assert "flaky" not in marks("test_isolation.py", "make_store")
     assert "flaky" not in marks("test_processes.py", "python_with_package")
+    assert "flaky" in marks("test_processes.py", "heartbeat")
 
 
 def test_the_report_shows_why_a_test_was_run_again():
