@@ -41,7 +41,7 @@ from .session import CollectionMemory, Session
 T = TypeVar("T")
 
 #: How long closing waits for a flush of Milvus Lite, which is only a matter of speed.
-SECONDS_FOR_A_FLUSH = 10.0
+SECONDS_FOR_A_FLUSH = 5.0
 
 
 class _Uses:
@@ -269,6 +269,18 @@ class Connections:
                 await asyncio.to_thread(close_from_outside, connection, wait=True)
         await asyncio.to_thread(self._close_client)
 
+    def _start_flush(self, collection_name: str) -> None:
+        def flush() -> None:
+            # Only a matter of speed: a dropped collection, say, is no reason to complain.
+            with suppress(Exception):
+                run_sync(self.blocking().flush(collection_name))
+            self._flushing.discard(thread)
+
+        name = "llama-index-milvus-async-flush"
+        thread = threading.Thread(target=flush, name=name, daemon=True)
+        self._flushing.add(thread)
+        thread.start()
+
     def _end_flushes(self) -> None:
         """Wait for what is flushed in the background.
 
@@ -306,19 +318,8 @@ def _add_counts(
 
 def _flush_soon(reference: weakref.ref[Connections], collection_name: str) -> None:
     """Flush a collection of Milvus Lite, in a thread."""
-
-    def flush() -> None:
-        # Only a matter of speed: a closed store, a dropped collection, are no reason to complain.
-        with suppress(Exception):
-            run_sync(connections.blocking().flush(collection_name))
-        connections._flushing.discard(thread)  # noqa: SLF001
-
-    connections = reference()
-    if connections is not None:
-        name = "llama-index-milvus-async-flush"
-        thread = threading.Thread(target=flush, name=name, daemon=True)
-        connections._flushing.add(thread)  # noqa: SLF001
-        thread.start()
+    if (connections := reference()) is not None:
+        connections._start_flush(collection_name)  # noqa: SLF001
 
 
 _dropped: deque[_Uses] = deque()
