@@ -20,7 +20,7 @@ from llama_index_milvus_async._translation.scalar_indexes import (
     steps_of_path,
 )
 from llama_index_milvus_async._translation.schema import new_index_params, new_schema
-from llama_index_milvus_async.migration._places import _server_arguments
+from llama_index_milvus_async.migration._places import _metadata_indexes
 from tests.fixtures.fake_milvus import FakeMilvus
 from tests.fixtures.stores import DIM, MakeStore, collection_name
 
@@ -129,7 +129,7 @@ def test_a_collection_that_is_made_like_another_has_its_indexes_of_paths(
     column: str, path: str, cast: str
 ) -> None:
     index = {"field_name": column, "json_path": path, "json_cast_type": cast.lower()}
-    asked = _server_arguments(Found({}, {}, [index]))["metadata_indexes"]
+    asked = _metadata_indexes(Found({}, {}, [index]))
     settings = settings_of(asked, scalar_fields={"extra": DataType.JSON})
     layout = Layout.from_description(new_schema(settings, NEW).to_dict(), settings, NEW)
     made = {

@@ -66,7 +66,7 @@ class Column:
         """
         params = field.get("params") or {}
         generated = bool(reads) or bool(field.get("is_function_output"))
-        default = _plain(field.get("default_value"))
+        default = plain_default(field.get("default_value"))
         nullable = bool(field.get("nullable"))
         max_length, dim = params.get("max_length"), params.get("dim")
         element_type, max_capacity = field.get("element_type"), params.get("max_capacity")
@@ -86,7 +86,7 @@ class Column:
         )
 
 
-def _plain(default: Any) -> Any:
+def plain_default(default: Any) -> Any:
     """The default of a column, which pymilvus has as a message with one of several fields."""
     if default is None or not hasattr(default, "WhichOneof"):
         return default

@@ -72,9 +72,11 @@ def cast_type(settings: Mapping[str, Any]) -> str:
     return str(kind.name)
 
 
-def settings_of_cast(cast: str) -> dict[str, DataType]:
-    """The settings whose values Milvus calls so."""
+def settings_of_cast(cast: str) -> dict[str, DataType] | None:
+    """The settings whose values Milvus calls so; `None` where there are none."""
     item = cast.upper().removeprefix("ARRAY_")
+    if item not in DataType.__members__ or (kind := DataType[item]) not in _VALUES:
+        return None
     if item == cast.upper():
-        return {"type": DataType[item]}
-    return {"type": DataType.ARRAY, "element_type": DataType[item]}
+        return {"type": kind}
+    return {"type": DataType.ARRAY, "element_type": kind}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,9 +17,17 @@ from pymilvus import DataType
 from .._checks import CONSISTENCY_LEVELS, check_uri, split_credentials
 from .._lifecycle import Found, find_collection
 from .._names import did_you_mean
+from .._translation.compatibility import ISOLATION_PROPERTY
 from .._translation.key_syntax import subscripted
-from .._translation.layout import DYNAMIC_FIELD, NODE_CONTENT_FIELD, NODE_TYPE_FIELD, VECTOR_TYPES
+from .._translation.layout import (
+    DYNAMIC_FIELD,
+    NODE_CONTENT_FIELD,
+    NODE_TYPE_FIELD,
+    VECTOR_TYPES,
+    plain_default,
+)
 from .._translation.metadata_indexes import settings_of_cast
+from .._translation.points_in_time import from_microseconds
 from .._translation.scalar_fields import COLUMN_TYPES
 from .._translation.scalar_indexes import steps_of_path
 from .._translation.vectors import DENSE_METRICS
@@ -27,6 +36,8 @@ from ..errors import CollectionError, ConfigurationError
 from ..sparse import BM25BuiltInFunction
 from ..store import MilvusVectorStore
 from ._sides import first_nodes
+
+logger = logging.getLogger(__name__)
 
 #: What an index is described by that is no parameter of it.
 _NO_INDEX_PARAMETERS = frozenset(
@@ -47,7 +58,9 @@ _NAMES = {
     for name in ("text_key", "doc_id_field", "embedding_field", "sparse_embedding_field")
 }
 #: Properties that a copy has, too.
-_PROPERTIES = frozenset({"collection.ttl.seconds", "mmap.enabled"})
+_PROPERTIES = frozenset({"collection.ttl.seconds", "mmap.enabled", "timezone"})
+#: Index types of scalar columns that `True` stands for: each engine has its own of them.
+_USUAL_INDEXES = frozenset({"", "AUTOINDEX", "INVERTED", "STL_SORT", "TRIE", "MARISA-TRIE"})
 #: Rows that are looked at for texts.
 _ROWS_TO_LOOK_AT = 20
 #: Arguments of a store that come from the environment, or that a command decides itself.
@@ -193,7 +206,8 @@ async def open_existing(
     arguments = {**arguments_of(found, options), **options}
     if whole:
         known = {**_NAMES, **arguments}
-        arguments = {**arguments, **_new_arguments(found, known), **options}
+        on_server = not place.address.is_lite
+        arguments = {**arguments, **new_arguments(found, known, on_server=on_server), **options}
     store = MilvusVectorStore(place.uri, token, place.collection, **arguments)
     try:
         if "text_key" not in options:
@@ -224,10 +238,14 @@ async def open_like(place: Place, token: str, like: MilvusVectorStore) -> Milvus
     if found is None:
         raise CollectionError(f"the collection {like.collection_name!r} is gone")
     known = {name: getattr(like, name) for name in _NAMES}
-    arguments = {**known, **arguments_of(found, known), **_new_arguments(found, known)}
-    if not place.address.is_lite and not Address(like.uri).is_lite:
-        arguments |= _server_arguments(found)
-    return MilvusVectorStore(place.uri, token, place.collection, **{**arguments, **place.options})
+    on_server = not place.address.is_lite and not Address(like.uri).is_lite
+    arguments = {
+        **known,
+        **arguments_of(found, known),
+        **new_arguments(found, known, on_server=on_server),
+        **place.options,
+    }
+    return MilvusVectorStore(place.uri, token, place.collection, **arguments)
 
 
 def no_collection(place: Place) -> CollectionError:
@@ -307,12 +325,27 @@ def _function_of(found: Found, field: str) -> BM25BuiltInFunction | None:
                 for key in ("analyzer_params", "multi_analyzer_params", "enable_match")
                 if params.get(key)
             }
+            given |= {
+                argument: function[key]
+                for argument, key in (
+                    ("function_name", "name"),
+                    ("function_description", "description"),
+                    ("function_params", "params"),
+                )
+                if function.get(key)
+            }
             return BM25BuiltInFunction(read, field, **given)
     return None
 
 
-def _new_arguments(found: Found, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by which a store makes a collection like another one, beside its columns."""
+def new_arguments(found: Found, known: Mapping[str, Any], *, on_server: bool) -> dict[str, Any]:
+    """The arguments by which a store makes a collection like another one, beside its columns.
+
+    Args:
+        found: The other collection.
+        known: The arguments that name its columns.
+        on_server: Whether both are on servers, which keep more of a collection than Milvus Lite.
+    """
     columns = _columns(found)
     arguments: dict[str, Any] = {}
     main, sparse = known["embedding_field"], known["sparse_embedding_field"]
@@ -327,7 +360,7 @@ def _new_arguments(found: Found, known: Mapping[str, Any]) -> dict[str, Any]:
     own = {_primary_key(found), known["text_key"], known["doc_id_field"]}
     own |= {NODE_CONTENT_FIELD, NODE_TYPE_FIELD}
     arguments["scalar_fields"] = {
-        each["name"]: _scalar_settings(each, is_indexed=each["name"] in found.indexes)
+        each["name"]: _scalar_settings(each, found.indexes.get(each["name"]), on_server=on_server)
         for each in found.fields
         if each["name"] not in own and DataType(each["type"]) in COLUMN_TYPES
     }
@@ -336,22 +369,28 @@ def _new_arguments(found: Found, known: Mapping[str, Any]) -> dict[str, Any]:
     )
     if arguments["partition_key_field"] is not None:
         arguments["num_partitions"] = found.description.get("num_partitions") or None
-    return arguments
+    return {**arguments, **(_server_arguments(found, known) if on_server else {})}
 
 
-def _server_arguments(found: Found) -> dict[str, Any]:
+def _server_arguments(found: Found, known: Mapping[str, Any]) -> dict[str, Any]:
     """What a server keeps of a collection beside its columns, and Milvus Lite does not."""
     description = found.description
     properties = description.get("properties") or {}
     kept = {key: value for key, value in properties.items() if key in _PROPERTIES}
     level = description.get("consistency_level_name")
-    return {
+    arguments = {
         "num_shards": description.get("num_shards") or None,
         "description": description.get("description") or None,
         "collection_properties": kept or None,
         "metadata_indexes": _metadata_indexes(found) or None,
-        **({"consistency_level": level} if level in CONSISTENCY_LEVELS else {}),
+        "partition_key_isolation": str(properties.get(ISOLATION_PROPERTY)).lower() == "true",
     }
+    if level in CONSISTENCY_LEVELS:
+        arguments["consistency_level"] = level
+    if NODE_CONTENT_FIELD in _columns(found):
+        # Collections of the other package have none, and never had the choice.
+        arguments["index_doc_id"] = known["doc_id_field"] in found.indexes
+    return arguments
 
 
 def _metadata_indexes(found: Found) -> dict[str, dict[str, DataType]]:
@@ -368,7 +407,15 @@ def _metadata_indexes(found: Found) -> dict[str, dict[str, DataType]]:
             key = first + "".join(f"[{json.dumps(step, ensure_ascii=False)}]" for step in rest)
         else:
             key = ".".join([first, *rest])
-        keys[key] = settings_of_cast(str(index["json_cast_type"]))
+        settings = settings_of_cast(str(index["json_cast_type"]))
+        if settings is None:
+            logger.warning(
+                "the index of %r is not made: metadata_indexes has none for values of type %s",
+                key,
+                index["json_cast_type"],
+            )
+            continue
+        keys[key] = settings
     return keys
 
 
@@ -383,7 +430,9 @@ def index_settings(index: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**kinds, **kept}
 
 
-def _scalar_settings(described: Mapping[str, Any], *, is_indexed: bool) -> dict[str, Any]:
+def _scalar_settings(
+    described: Mapping[str, Any], index: Mapping[str, Any] | None, *, on_server: bool
+) -> dict[str, Any]:
     params, kind = described.get("params") or {}, DataType(described["type"])
     settings: dict[str, Any] = {"type": kind}
     for name in ("max_length", "max_capacity"):
@@ -393,8 +442,13 @@ def _scalar_settings(described: Mapping[str, Any], *, is_indexed: bool) -> dict[
         settings["element_type"] = DataType(described["element_type"])
     if described.get("nullable"):
         settings["nullable"] = True
-    if is_indexed and kind not in (DataType.ARRAY, DataType.JSON):
-        settings["index"] = True
+    default = plain_default(described.get("default_value"))
+    if default is not None and not described.get("is_partition_key"):
+        is_number_of_time = kind is DataType.TIMESTAMPTZ and isinstance(default, int)
+        settings["default"] = from_microseconds(default) if is_number_of_time else default
+    if index is not None and kind is not DataType.JSON:
+        usual = str(index.get("index_type", "")).upper() in _USUAL_INDEXES
+        settings["index"] = True if usual or not on_server else index_settings(index)
     return settings
 
 
