@@ -16,6 +16,7 @@ from llama_index.core.schema import BaseNode
 from .._concurrency.drivers import cancel_all
 from .._concurrency.in_order import map_in_order
 from .._operations.writes import write_outcome
+from .._retrieval.values import one_line
 from ..errors import IngestionError, MilvusVectorStoreError, NodeError, PartialWriteError
 from ..store import MilvusVectorStore
 from .documents import Documents, Group
@@ -268,4 +269,4 @@ def _reason(error: Exception) -> str:
         return str(error).removeprefix(NodeError.NOTHING_WRITTEN)
     if isinstance(error, MilvusVectorStoreError):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    return one_line(error)

@@ -15,6 +15,7 @@ from ..errors import ConfigurationError, MilvusVectorStoreError, QueryError, abr
 MAX_TOP_K = 16_384
 # Texts may be of any length, and messages end up in logs.
 _SHOWN_CHARACTERS = 100
+_QUOTED_CHARACTERS = 500
 
 
 def are_several(values: Any) -> bool:
@@ -65,6 +66,13 @@ def described(value: Any) -> str:
     if isinstance(value, (str, bytes, int, float)):
         return f"{abridged(repr(value), _SHOWN_CHARACTERS)}, a value of type {type(value).__name__}"
     return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def one_line(error: BaseException) -> str:
+    """The type of an error of others and what it says, on one line, as messages quote it."""
+    text = abridged(" ".join(str(error).split()), _QUOTED_CHARACTERS)
+    kind = type(error).__name__
+    return f"{kind}: {text}" if text else kind
 
 
 def check_flag(argument: str, value: Any) -> None:

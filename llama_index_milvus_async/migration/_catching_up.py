@@ -12,12 +12,19 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from .._concurrency.drivers import gather_or_cancel
 from .._embedding.engine import checked
 from .._operations import Ready
+from .._retrieval.values import one_line
 from .._translation.layout import Layout
-from ..errors import CollectionError, ConfigurationError, MigrationError, NodeError
+from ..errors import (
+    CollectionError,
+    ConfigurationError,
+    MigrationError,
+    MilvusVectorStoreError,
+    NodeError,
+)
 from ..store import MilvusVectorStore
 from ._checking import Differences, pairs_of_nodes
 from ._ids import SHOWN_IDS, IdOrder, compare_ids, warn_of_shared_ids
-from ._progress import Meter, ProgressCallback
+from ._progress import Meter, ProgressCallback, count_of
 from ._sides import STRONG, first_nodes, named
 
 #: How often what was written meanwhile is looked for, where there is something each time.
@@ -26,6 +33,8 @@ _PASSES = 6
 _SAMPLE = 4
 #: How similar two embeddings of a text by one model are at least: hosted models are not exact.
 _SAME_MODEL = 0.98
+#: What LlamaIndex calls a model that was given no name.
+_UNNAMED = "unknown"
 
 
 class Reembedding:
@@ -175,7 +184,7 @@ class Reembedding:
             yield changed
 
     async def _embed(self, nodes: list[BaseNode]) -> list[BaseNode]:
-        vectors = await embed(self._model, [text_of(node) for node in nodes])
+        vectors = await embed_nodes(self._model, nodes)
         for node, vector in zip(nodes, vectors, strict=True):
             node.embedding = vector
         return await self._with_carried(nodes) if self._carried else nodes
@@ -234,7 +243,7 @@ async def check_model(store: MilvusVectorStore, embed_model: BaseEmbedding) -> N
         ConfigurationError: They are not.
     """
     nodes = await first_nodes(store, _SAMPLE, include_embeddings=True)
-    vectors = await embed(embed_model, [text_of(node) for node in nodes])
+    vectors = await embed_nodes(embed_model, nodes)
     for node, vector in zip(nodes, vectors, strict=True):
         if not _are_alike(node.embedding or [], vector):
             raise ConfigurationError(
@@ -253,15 +262,33 @@ def _are_alike(one: Sequence[float], other: Sequence[float]) -> bool:
     return lengths == 0 or product / lengths >= _SAME_MODEL
 
 
-async def embed(embed_model: BaseEmbedding, texts: Sequence[str]) -> list[list[float]]:
-    """Embed texts.
+async def embed_nodes(embed_model: BaseEmbedding, nodes: Sequence[BaseNode]) -> list[list[float]]:
+    """Embed the texts of nodes.
 
     Raises:
         EncoderError: The model returned something else than an embedding for each.
+        MigrationError: It raised something.
     """
-    if not texts:
+    if not nodes:
         return []
-    return checked(await embed_model.aget_text_embedding_batch(list(texts)), texts)
+    texts = [text_of(node) for node in nodes]
+    try:
+        return checked(await embed_model.aget_text_embedding_batch(texts), texts)
+    except MilvusVectorStoreError:
+        raise
+    except Exception as error:  # services and models have errors of their own
+        ids = [repr(node.node_id) for node in nodes]
+        shown = ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"
+        raise MigrationError(
+            f"re-embedding stopped: the model {_model_name(embed_model)} failed on "
+            f"{count_of(len(nodes))}, {shown} ({one_line(error)}). Nothing was switched; call "
+            "again to go on"
+        ) from error
+
+
+def _model_name(embed_model: BaseEmbedding) -> str:
+    kind, name = type(embed_model).__name__, embed_model.model_name
+    return kind if name == _UNNAMED else f"{kind} {name!r}"
 
 
 def text_of(node: BaseNode) -> str:

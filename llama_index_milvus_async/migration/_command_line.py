@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import ConfigurationError, MigrationError, MilvusVectorStoreError
+from ..errors import ConfigurationError, MilvusVectorStoreError
 from ..store import MilvusVectorStore
 from ._checking import acheck_nodes
 from ._copying import acopy_nodes
 from ._models import embed_model_of
 from ._parquet import aexport_nodes, aimport_nodes
-from ._places import Place, no_collection, open_existing, open_like, tokens_of
+from ._places import Place, open_existing, open_like, tokens_of
 from ._progress import Progress, count_of
 from ._reembedding import areembed
+from ._sides import no_collection
 
 _DESCRIPTION = """\
 Move collections of LlamaIndex nodes between Milvus Lite and servers.
@@ -40,6 +43,9 @@ _OPTION_HELP = (
     "repeat it for several"
 )
 
+#: What names of secret options have in them.
+_WORDS_OF_SECRETS = ("key", "token", "secret", "password")
+
 #: What a command does once its arguments are read; returns the exit status.
 Run = Callable[[argparse.Namespace, "Display"], Coroutine[Any, Any, int]]
 
@@ -56,17 +62,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(run(arguments, display))
     except ConfigurationError as error:
-        display.end()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        problem, status = f"error: {error}", 2
     except (MilvusVectorStoreError, ImportError, OSError) as error:
-        display.end()
-        print(f"error: {error}{_to_go_on(arguments, display)}", file=sys.stderr)
-        return 1
+        problem, status = f"error: {error}{_to_go_on(arguments, display)}", 1
     except KeyboardInterrupt:
-        display.end()
-        print(f"Interrupted.{_to_go_on(arguments, display)}", file=sys.stderr)
-        return 130
+        problem, status = f"Interrupted.{_to_go_on(arguments, display)}", 130
+    display.end()
+    _print(_without_secrets(problem, arguments), file=sys.stderr)
+    return status
+
+
+def _print(text: str, *, file: TextIO | None = None, end: str = "\n") -> None:
+    """Print where somebody reads it; what is done, and the exit status, do not depend on that."""
+    file = file or sys.stdout
+    try:
+        print(text, end=end, file=file, flush=True)
+    except BrokenPipeError:
+        # So that neither what comes next nor the end of the process fails.
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), file.fileno())
+
+
+def _without_secrets(text: str, arguments: argparse.Namespace) -> str:
+    """A message without the keys that were passed as options of a model, which it may quote."""
+    for option in getattr(arguments, "embed_option", ()):
+        name, _, value = option.partition("=")
+        if value and any(word in name.lower() for word in _WORDS_OF_SECRETS):
+            text = text.replace(value, "***")
+    return text
 
 
 def _to_go_on(arguments: argparse.Namespace, display: Display) -> str:
@@ -229,7 +252,7 @@ async def _copy(arguments: argparse.Namespace, display: Display) -> int:
     display.end()
     there = f", {report.already_there:,} were there already" if report.already_there else ""
     extra = f", {report.extra:,} others are there too" if report.extra else ""
-    print(f"copied {count_of(report.copied)} in {report.seconds:.1f} s{there}{extra}")
+    _print(f"copied {count_of(report.copied)} in {report.seconds:.1f} s{there}{extra}")
     return 0
 
 
@@ -240,7 +263,7 @@ async def _check(arguments: argparse.Namespace, display: Display) -> int:
             source, target, vectors=not arguments.without_vectors, on_progress=display
         )
     display.end()
-    print(report)
+    _print(str(report))
     return 0 if report.is_equal else 1
 
 
@@ -248,13 +271,13 @@ async def _export(arguments: argparse.Namespace, display: Display) -> int:
     place = Place.parse(arguments.source, "SOURCE", arguments.source_option)
     store = await open_existing(place, tokens_of(place)[0])
     if store is None:
-        raise no_collection(place)
+        raise no_collection(place.named)
     async with store:
         count = await aexport_nodes(
             store, arguments.file, overwrite=arguments.overwrite, on_progress=display
         )
     display.end()
-    print(f"exported {count_of(count)} to {arguments.file}")
+    _print(f"exported {count_of(count)} to {arguments.file}")
     return 0
 
 
@@ -269,7 +292,7 @@ async def _import(arguments: argparse.Namespace, display: Display) -> int:
     finally:
         await store.aclose()
     display.end()
-    print(f"imported {count_of(count)} into {place.collection}")
+    _print(f"imported {count_of(count)} into {place.collection}")
     return 0
 
 
@@ -278,34 +301,27 @@ async def _reembed(arguments: argparse.Namespace, display: Display) -> int:
     embed_model = embed_model_of(arguments.embed_model, arguments.embed_option)
     store = await open_existing(place, tokens_of(place)[0], whole=True)
     if store is None:
-        raise no_collection(place)
+        raise no_collection(place.named)
     async with store:
-        try:
-            report = await areembed(
-                store,
-                embed_model,
-                into=arguments.into,
-                alias=arguments.alias,
-                batch_size=arguments.batch_size,
-                remove_extra=arguments.remove_extra,
-                on_progress=display,
-            )
-        except (MilvusVectorStoreError, OSError):
-            raise
-        except Exception as error:  # of a service or a model: each raises its own
-            raise MigrationError(
-                f"the model {arguments.embed_model!r} failed ({type(error).__name__}: {error})"
-            ) from error
+        report = await areembed(
+            store,
+            embed_model,
+            into=arguments.into,
+            alias=arguments.alias,
+            batch_size=arguments.batch_size,
+            remove_extra=arguments.remove_extra,
+            on_progress=display,
+        )
     display.end()
     there = f", {report.already_there:,} were there already" if report.already_there else ""
-    print(
+    _print(
         f"embedded {count_of(report.embedded)} into {report.collection} in {report.seconds:.1f} s"
         f"{there}"
     )
     if report.alias is not None:
-        print(f"{report.alias} points to {report.collection} now")
+        _print(f"{report.alias} points to {report.collection} now")
     if report.previous != report.collection:
-        print(f"{report.previous} is kept; drop it when nobody asks it any more")
+        _print(f"{report.previous} is kept; drop it when nobody asks it any more")
     return 0
 
 
@@ -318,12 +334,12 @@ async def _open_places(
     tokens = tokens_of(source, target)
     opened = await open_existing(source, tokens[0])
     if opened is None:
-        raise no_collection(source)
+        raise no_collection(source.named)
     try:
         other = await open_existing(target, tokens[1])
         if other is None:
             if not creates:
-                raise no_collection(target)
+                raise no_collection(target.named)
             other = await open_like(target, tokens[1], opened)
     except BaseException:
         await opened.aclose()
@@ -364,17 +380,17 @@ class Display:
         if self._last is not None:
             self._show(self._last)
             if self._is_terminal:
-                print(file=self._stream)
+                _print("", file=self._stream)
             self._last = None
 
     def _show(self, progress: Progress) -> None:
         line = progress_line(progress)
         if self._is_terminal:
-            print("\r" + line.ljust(self._width), end="", file=self._stream, flush=True)
+            _print("\r" + line.ljust(self._width), end="", file=self._stream)
             self._width = len(line)
             self._next = time.monotonic() + self._SECONDS
         else:
-            print(line, file=self._stream, flush=True)
+            _print(line, file=self._stream)
             self._next = time.monotonic() + self._SECONDS_BETWEEN_LINES
 
 

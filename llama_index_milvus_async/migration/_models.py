@@ -9,7 +9,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import ValidationError
 from llama_index.core.embeddings.utils import resolve_embed_model
 
-from .._retrieval.values import described
+from .._retrieval.values import described, one_line
 from ..errors import ConfigurationError
 from ._places import read_option
 
@@ -47,6 +47,8 @@ def embed_model_of(text: str, options: Sequence[str] = ()) -> BaseEmbedding:
                 f'embed-model {text!r} needs pip install "llama-index-milvus-async[huggingface]" '
                 f"({error})"
             ) from error
+        except Exception as error:
+            raise _not_loaded(text, error) from error
     try:
         found = getattr(import_module(place), name)
     except ImportError as error:
@@ -56,6 +58,8 @@ def embed_model_of(text: str, options: Sequence[str] = ()) -> BaseEmbedding:
         ) from error
     except AttributeError:
         raise ConfigurationError(f"embed-model: the module {place!r} has no {name!r}") from None
+    except Exception as error:
+        raise _not_loaded(text, error) from error
     if arguments or not isinstance(found, BaseEmbedding):
         if not callable(found):
             raise ConfigurationError(f"embed-model: {text!r} is {described(found)}, not a model")
@@ -66,12 +70,21 @@ def embed_model_of(text: str, options: Sequence[str] = ()) -> BaseEmbedding:
                 f"embed-model: {text!r} cannot be called with the options {sorted(arguments)} "
                 f"({_problem(error)}); pass others by --embed-option NAME=VALUE"
             ) from error
+        except Exception as error:
+            raise _not_loaded(text, error) from error
     if not isinstance(found, BaseEmbedding):
         raise ConfigurationError(
             f"embed-model: {text!r} makes {described(found)}; it must make an embedding model of "
             "LlamaIndex"
         )
     return found
+
+
+def _not_loaded(text: str, error: Exception) -> ConfigurationError:
+    """The error of a model that cannot be made: no key of a service, no weights, no memory."""
+    return ConfigurationError(
+        f"embed-model {text!r} cannot be loaded ({one_line(error)}); nothing was written"
+    )
 
 
 def _package(module: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,13 +25,7 @@ from .._lifecycle import (
 )
 from .._maintenance import pages_of_rows
 from .._retrieval.values import check_flag, described
-from ..errors import (
-    ConfigurationError,
-    MigrationError,
-    MilvusVectorStoreError,
-    NodeError,
-    RowError,
-)
+from ..errors import ConfigurationError, MigrationError, NodeError, RowError
 from ..store import MilvusVectorStore
 from ._ids import warn_of_shared_ids
 from ._progress import Meter, ProgressCallback, check_callback
@@ -107,20 +101,9 @@ async def aexport_nodes(
     meter = Meter("export", total, on_progress)
     count = 0
 
-    def open_file() -> RowFile:
-        from ._parquet_files import RowFile  # which takes a while to import
-
-        return RowFile(file_path, ready)
-
-    opening = asyncio.create_task(asyncio.to_thread(open_file))
+    file = (await asyncio.to_thread(_row_file_class))(file_path, ready)
     try:
-        file = await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        # The thread opens the file all the same.
-        with suppress(MilvusVectorStoreError):
-            await asyncio.to_thread((await opening).discard)
-        raise
-    try:
+        await asyncio.to_thread(file.open)
         async with aclosing(pages_of_rows(store, filters, ready.layout)) as pages:
             async for rows in pages:
                 await asyncio.to_thread(file.write, rows)
@@ -128,10 +111,17 @@ async def aexport_nodes(
                 meter.add(len(rows))
         await asyncio.to_thread(file.finish)
     except BaseException:
-        await asyncio.to_thread(file.discard)
+        # Not cut short where the caller is cancelled once more.
+        await asyncio.shield(asyncio.to_thread(file.discard))
         raise
     await warn_of_shared_ids(store, filters, total, count)
     return count
+
+
+def _row_file_class() -> type[RowFile]:
+    from ._parquet_files import RowFile  # which takes a while to import
+
+    return RowFile
 
 
 def import_nodes(

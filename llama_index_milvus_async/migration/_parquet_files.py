@@ -6,10 +6,10 @@ import contextlib
 import os
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -53,14 +53,15 @@ _ROLES = b"llama_index_milvus_async"
 
 
 class RowFile:
-    """A file that is being written; it has its name only once it is whole.
+    """A file to be written; it has its name only once it is whole.
+
+    Its methods may run in threads, where `discard` may come while a cancelled call goes on.
 
     Args:
         path: The file.
         ready: The collection that the rows come from.
 
     Raises:
-        ConfigurationError: The file cannot be made.
         CollectionError: A column has a type that cannot be written.
     """
 
@@ -71,20 +72,38 @@ class RowFile:
         schema = arrow_schema(layout, self._names)
         self._schema = schema.with_metadata({_ROLES: _Roles.of_collection(ready).dumps()})
         self._pages: list[pa.RecordBatch] = []
-        self._lock = threading.Lock()  # `discard` may come while a cancelled call still writes
+        self._lock = threading.Lock()
         self._unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-        try:
-            self._file = self._unfinished.open("xb")
-        except OSError as error:
-            raise ConfigurationError(
-                f"path={str(path)!r} cannot be written ({error.strerror or error})"
-            ) from error
-        # Numbers of vectors hardly ever repeat.
-        texts = [field.name for field in schema if not pa.types.is_list(field.type)]
-        self._writer = parquet.ParquetWriter(self._file, self._schema, use_dictionary=texts)
+        self._file: BinaryIO | None = None
+        self._writer: parquet.ParquetWriter | None = None
+        self._is_discarded = False
+
+    def open(self) -> None:
+        """Begin the file, under another name.
+
+        Raises:
+            ConfigurationError: It cannot be made.
+            OSError: It cannot be written.
+        """
+        with self._writing():
+            if self._is_discarded:
+                return
+            try:
+                self._file = self._unfinished.open("xb")
+            except OSError as error:
+                raise ConfigurationError(
+                    f"path={str(self._path)!r} cannot be written ({error.strerror or error})"
+                ) from error
+            # Numbers of vectors hardly ever repeat.
+            texts = [field.name for field in self._schema if not pa.types.is_list(field.type)]
+            self._writer = parquet.ParquetWriter(self._file, self._schema, use_dictionary=texts)
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Take rows; they are written when they fill a row group."""
+        """Take rows; they are written when they fill a row group.
+
+        Raises:
+            OSError: They cannot be.
+        """
         rows = list(rows)
         columns = self._layout.columns
         arrays = [
@@ -94,7 +113,7 @@ class RowFile:
             for name in self._names
         ]
         page = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        with self._lock:
+        with self._writing():
             self._pages.append(page)
             rows_waiting = sum(page.num_rows for page in self._pages)
             bytes_waiting = sum(page.nbytes for page in self._pages)
@@ -102,8 +121,13 @@ class RowFile:
                 self._write_group()
 
     def finish(self) -> None:
-        """Give the file its name."""
-        with self._lock:
+        """Give the file its name.
+
+        Raises:
+            OSError: It cannot be written to its end.
+        """
+        with self._writing():
+            assert self._file is not None and self._writer is not None
             if self._pages:
                 self._write_group()
             self._writer.close()
@@ -115,12 +139,27 @@ class RowFile:
     def discard(self) -> None:
         """Remove what was written."""
         with self._lock:
-            with contextlib.suppress(Exception):  # whatever it was that failed before
-                self._writer.close()
-            self._file.close()
-            self._unfinished.unlink(missing_ok=True)
+            self._is_discarded = True
+            # Whatever failed before may fail again: closing writes what a full disk did not take.
+            if self._writer is not None:
+                with contextlib.suppress(Exception):
+                    self._writer.close()
+                self._writer.is_open = False  # else it closes again when it is garbage
+            if self._file is not None:
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                self._unfinished.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except OSError as error:  # which often does not say which file
+                raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
 
     def _write_group(self) -> None:
+        assert self._writer is not None
         table = pa.Table.from_batches(self._pages, self._schema)
         self._pages = []
         self._writer.write_table(table, row_group_size=table.num_rows)

@@ -111,6 +111,11 @@ class Place:
         return cls(uri, collection, side, dict(map(_store_option, options)))
 
     @property
+    def named(self) -> str:
+        """The collection as messages name it; see `_sides.named`."""
+        return f"{self.collection!r} at {self.uri}"
+
+    @property
     def address(self) -> Address:
         """Where Milvus is."""
         return Address(self.uri)
@@ -246,14 +251,6 @@ async def open_like(place: Place, token: str, like: MilvusVectorStore) -> Milvus
         **place.options,
     }
     return MilvusVectorStore(place.uri, token, place.collection, **arguments)
-
-
-def no_collection(place: Place) -> CollectionError:
-    """The error of a place that has no such collection."""
-    return CollectionError(
-        f"there is no collection {place.collection!r} at {place.uri}; look for a typing error in "
-        "its name, in the database or in the path"
-    )
 
 
 def arguments_of(found: Found, options: Mapping[str, Any]) -> dict[str, Any]:

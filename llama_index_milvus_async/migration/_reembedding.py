@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import BaseNode, TextNode
 
 from .._concurrency.drivers import run_on_own_loop
 from .._lifecycle import (
@@ -32,10 +33,10 @@ from .._translation.names import check_new_name
 from ..errors import CollectionError, ConfigurationError
 from ..store import MilvusVectorStore
 from ._aliases import collection_named, point_alias
-from ._catching_up import Reembedding, carried_vectors, check_model, embed, text_of
+from ._catching_up import Reembedding, carried_vectors, check_model, embed_nodes, text_of
 from ._places import index_settings
 from ._progress import ProgressCallback, check_callback
-from ._sides import first_nodes, named, open_source
+from ._sides import first_nodes, named, no_collection, open_source
 
 #: Nodes that are embedded and written at a time.
 DEFAULT_BATCH_SIZE = 256
@@ -126,10 +127,11 @@ def reembed(
         CollectionError: There is no old collection, it has no texts, or the new one has nodes that
             the old one does not have. Nothing was written.
         EncoderError: The model did not return an embedding for each text.
-        MigrationError: A node does not fit the new collection, or writers were not paused.
+        MigrationError: The model raised something, which is its `__cause__`; a node does not fit
+            the new collection; or writers were not paused. Call again to go on.
         PartialWriteError: A batch failed after others were written; call again to go on.
         ServerError: Milvus refused or could not be reached; call again to go on.
-        Exception: What the model or `on_progress` raised; call again to go on.
+        Exception: What `on_progress` raised; call again to go on.
     """
     if pause_writers is not None and not hasattr(pause_writers, "__enter__"):
         raise ConfigurationError(
@@ -178,7 +180,7 @@ async def areembed(
     new_name = into if isinstance(into, str) else into.collection_name
     found = await find_collection(store)
     if found is None:
-        raise CollectionError(f"store: there is no collection {named(store)}")
+        raise no_collection(named(store), "store")
     previous = str(found.description.get("collection_name", store.collection_name))
     pointed = None if alias is None else await _points_to(store, into, alias, previous, new_name)
     async with AsyncExitStack() as stack:
@@ -191,7 +193,7 @@ async def areembed(
             return ReembedReport(new_name, previous, alias, seconds=time.perf_counter() - began)
         await _check_names(store, into, new_name, previous)
         old = await open_source(source, "store")
-        [vector] = await embed(embed_model, [await _first_text(source)])
+        [vector] = await embed_nodes(embed_model, [await _node_with_text(source)])
         dim = len(vector)
         target = _target(store, into, old, found, dim)
         if target is not into:
@@ -397,20 +399,20 @@ def _check_dimension(layout: Layout, dim: int, name: str) -> None:
         )
 
 
-async def _first_text(source: MilvusVectorStore) -> str:
-    """A text of the old collection; some other text where it is empty.
+async def _node_with_text(source: MilvusVectorStore) -> BaseNode:
+    """A node of the old collection that has a text; some other one where it is empty.
 
     Raises:
         CollectionError: It has no texts.
     """
     nodes = await first_nodes(source, _BLANK)
     for node in nodes:
-        if text := text_of(node).strip():
-            return text
+        if text_of(node).strip():
+            return node
     if nodes:
         raise CollectionError(
             f"the collection {named(source)} has no texts to embed: those of its first "
             f"{len(nodes)} nodes are empty; text_key={source.text_key!r} has to be the field of "
             "the texts"
         )
-    return "text"
+    return TextNode(text="text")

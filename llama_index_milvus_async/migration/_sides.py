@@ -27,6 +27,20 @@ def named(store: MilvusVectorStore) -> str:
     return f"{store.collection_name!r} at {store.uri}"
 
 
+def no_collection(shown: str, argument: str = "") -> CollectionError:
+    """The error of a collection that has to be there and is not.
+
+    Args:
+        shown: The collection, as `named` shows it.
+        argument: The argument that names it, if one does.
+    """
+    prefix = f"{argument}: " if argument else ""
+    return CollectionError(
+        f"{prefix}there is no collection {shown}; look for a typing error in its name, in the "
+        "database (db_name) or in the path"
+    )
+
+
 async def open_source(store: MilvusVectorStore, argument: str = "source") -> Ready:
     """Initialize a store that is read from; never creates or drops its collection.
 
@@ -42,10 +56,7 @@ async def open_source(store: MilvusVectorStore, argument: str = "source") -> Rea
             "read; build it without"
         )
     if await find_collection(store) is None:
-        raise CollectionError(
-            f"{argument}: there is no collection {named(store)}; look for a typing error in its "
-            "name, in the database (db_name) or in the path"
-        )
+        raise no_collection(named(store), argument)
     return await collection_of(store)
 
 

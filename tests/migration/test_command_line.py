@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 import pytest
@@ -280,3 +281,14 @@ def test_a_terminal_shows_one_line_that_changes(monkeypatch):
     assert terminal.getvalue().count("\r") == 4
     # A file has few lines.
     assert file.getvalue() == "copy: 30 of 30 (100%) nodes, 30 a second, 0:00:00 left\n"
+
+
+def test_a_reader_that_has_gone_stops_nothing():
+    """As in `... check A B | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", encoding="utf-8") as closed:
+        display = Display(closed)
+        display(Progress("copy", 10, 30, 1.0))
+        display.end()
+        _command_line._print("copied", file=closed)

@@ -7,31 +7,40 @@ import signal
 import sys
 
 import pytest
+from llama_index.core.schema import MetadataMode
 
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async.errors import MigrationError
-from llama_index_milvus_async.migration import acheck_nodes, acopy_nodes, check_nodes, copy_nodes
+from llama_index_milvus_async.migration import (
+    acheck_nodes,
+    acopy_nodes,
+    check_nodes,
+    copy_nodes,
+    reembed,
+)
 from tests.fixtures.stores import make_nodes
+from tests.fixtures.words import WordEmbedding
 from tests.migration.conftest import NODES
 
 PROGRAM = """
 import sys, time
 from llama_index_milvus_async import MilvusVectorStore
-from llama_index_milvus_async.migration import copy_nodes
+from llama_index_milvus_async.migration import copy_nodes, reembed
+from tests.fixtures.words import WordEmbedding
 
-uri, source, target = sys.argv[1:]
+operation, uri, *names = sys.argv[1:]
+source, target = (MilvusVectorStore(uri, collection_name=name) for name in names)
 
 def wait_to_be_killed(progress):
     if progress.done >= 20:
         print("some are there", flush=True)
         time.sleep(600)
 
-copy_nodes(
-    MilvusVectorStore(uri, collection_name=source),
-    MilvusVectorStore(uri, collection_name=target),
-    batch_size=10,
-    on_progress=wait_to_be_killed,
-)
+batches = {"batch_size": 10, "on_progress": wait_to_be_killed}
+if operation == "copy":
+    copy_nodes(source, target, **batches)
+else:
+    reembed(source, WordEmbedding(dim=16), into=target, **batches)
 """
 
 
@@ -51,17 +60,40 @@ def at(done, change):
     return callback
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
-def test_a_killed_process_goes_on(source, target, python_with_package):
-    names = source.collection_name, target.collection_name
-    program = python_with_package.start("-c", PROGRAM, source.uri, *names)
-    program.wait_until_it_says("some are there")
-    program.send_signal(signal.SIGKILL)
-    program.exit_status()
+@pytest.fixture
+def kill_amid(source, target, python_with_package):
+    """Begins an operation in a process that is killed when some nodes are there."""
+    if sys.platform == "win32":
+        pytest.skip("kill -9")
+
+    def kill_amid(operation):
+        names = source.collection_name, target.collection_name
+        program = python_with_package.start("-c", PROGRAM, operation, source.uri, *names)
+        program.wait_until_it_says("some are there")
+        program.send_signal(signal.SIGKILL)
+        program.exit_status()
+
+    return kill_amid
+
+
+def test_a_killed_copy_goes_on(source, target, kill_amid):
+    kill_amid("copy")
     report = copy_nodes(source, target)
     assert 20 <= report.already_there < 60
     assert report.already_there + report.copied == 60
     assert check_nodes(source, target).is_equal
+
+
+def test_a_killed_reembedding_goes_on(source, target, kill_amid):
+    kill_amid("reembed")
+    model = WordEmbedding(dim=16)
+    report = reembed(source, model, into=target)
+    assert 20 <= report.already_there < 60
+    assert report.already_there + report.embedded == 60
+    assert check_nodes(source, target, vectors=False).is_equal
+    for node in target.iter_nodes(include_embeddings=True):
+        vector = model.get_text_embedding(node.get_content(MetadataMode.EMBED))
+        assert node.embedding == pytest.approx(vector)
 
 
 async def test_a_killed_server_is_waited_for(source, lite_server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import pkgutil
 import threading
 
 import pandas as pd
@@ -27,7 +28,6 @@ from llama_index_milvus_async import (
     MigrationError,
 )
 from llama_index_milvus_async.migration import (
-    _parquet_files,
     aexport_nodes,
     aimport_nodes,
     export_nodes,
@@ -265,14 +265,23 @@ def test_a_damaged_file_is_refused(source, target, tmp_path):
     assert target.count() == before
 
 
+PARTS_OF_WRITING = [
+    "pyarrow.parquet.ParquetWriter",
+    "pyarrow.parquet.ParquetWriter.write_table",
+    "pyarrow.parquet.ParquetWriter.close",
+]
+
+
 @pytest.mark.engines("lite")
-def test_a_full_disk_leaves_no_file(source, tmp_path, monkeypatch):
-    def full(self, *arguments, **more):
+@pytest.mark.parametrize("method", PARTS_OF_WRITING)
+def test_a_full_disk_leaves_no_file(source, tmp_path, monkeypatch, method):
+    def full(*arguments, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(parquet.ParquetWriter, "write_table", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(method, full)
+    with pytest.raises(OSError, match=r"No space left on device: .*nodes\.parquet") as caught:
         export_nodes(source, tmp_path / "nodes.parquet")
+    assert caught.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
 
 
@@ -297,25 +306,30 @@ def test_a_failed_export_leaves_no_file(source, tmp_path):
 
 
 @pytest.mark.engines("lite")
-async def test_an_export_that_is_cancelled_while_it_opens_its_file_leaves_none(
-    source, tmp_path, monkeypatch
+@pytest.mark.parametrize("method", PARTS_OF_WRITING)
+async def test_an_export_that_is_cancelled_while_it_writes_leaves_no_file(
+    source, tmp_path, monkeypatch, method
 ):
-    opened, go_on = threading.Event(), threading.Event()
+    writing, go_on = threading.Event(), threading.Event()
+    original = pkgutil.resolve_name(method)
 
-    class SlowFile(_parquet_files.RowFile):
-        def __init__(self, path, ready):
-            super().__init__(path, ready)
-            opened.set()
-            go_on.wait()
+    def wait(*arguments, **more):
+        writing.set()
+        go_on.wait()
+        return original(*arguments, **more)
 
-    monkeypatch.setattr(_parquet_files, "RowFile", SlowFile)
+    monkeypatch.setattr(method, wait)
     exporting = asyncio.create_task(aexport_nodes(source, tmp_path / "nodes.parquet"))
-    await asyncio.to_thread(opened.wait)
+    await asyncio.to_thread(writing.wait)
+    assert list(tmp_path.iterdir())
     exporting.cancel()
+    await asyncio.sleep(0)
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await exporting
-    assert not list(tmp_path.iterdir())
+    for left in tmp_path.iterdir():  # it was just ending, and is whole
+        assert left.name == "nodes.parquet"
+        assert len(pd.read_parquet(left)) == 6
 
 
 @pytest.mark.engines("lite")

@@ -14,6 +14,7 @@ from pymilvus import MilvusException
 from llama_index_milvus_async import CollectionError, ConfigurationError, EncoderError
 from llama_index_milvus_async.errors import MigrationError
 from llama_index_milvus_async.migration import (
+    _models,
     acheck_nodes,
     acurrent_collection,
     areembed,
@@ -21,6 +22,7 @@ from llama_index_milvus_async.migration import (
     reembed,
 )
 from llama_index_milvus_async.migration._command_line import main
+from tests.fixtures import words
 from tests.fixtures.stores import collection_name
 from tests.fixtures.words import WordEmbedding
 
@@ -325,15 +327,57 @@ def test_the_same_from_a_shell(make_notes, make_lite_store, alias, capsys, monke
     assert "s3cret" not in printed
 
 
-def test_a_model_that_fails_is_named_in_a_shell(make_notes, make_lite_store, capsys, monkeypatch):
-    async def fail(self, texts):
-        raise RuntimeError("no quota")
-
+def test_a_model_that_fails_is_told_in_a_sentence(make_notes, make_lite_store, capsys, monkeypatch):
     monkeypatch.setenv("MILVUS_TOKEN", "")
-    monkeypatch.setattr(WordEmbedding, "_aget_text_embeddings", fail)
     old, new = make_notes(), make_lite_store()
+    embed, fails = WordEmbedding._get_text_embedding, True
+
+    def fail_sometimes(self, text):
+        if fails and "passage 9" in text:
+            raise ConnectionError("no quota\nfor the key s3cret-s3cret")
+        return embed(self, text)
+
+    monkeypatch.setattr(WordEmbedding, "_get_text_embedding", fail_sometimes)
     command = ["reembed", f"{old.uri}#{old.collection_name}", "--into", new.collection_name]
-    command += ["--embed-model", "tests.fixtures.words:WordEmbedding", "--embed-option", "dim=4"]
+    command += ["--embed-model", "tests.fixtures.words:WordEmbedding", "--batch-size", "4"]
+    options = ("dim=4", "model_name=words-v2", "api_key=s3cret-s3cret")
+    monkeypatch.setattr(WordEmbedding, "__init__", make_without_key(WordEmbedding.__init__))
+    command += [argument for option in options for argument in ("--embed-option", option)]
     assert main(command) == 1
-    printed = capsys.readouterr().err
-    assert "'tests.fixtures.words:WordEmbedding' failed (RuntimeError: no quota)" in printed
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "error: re-embedding stopped: the model WordEmbedding 'words-v2' failed on 2 nodes, "
+        "'note-008' to 'note-009' (ConnectionError: no quota for the key ***). Nothing was "
+        "switched; call again to go on",
+        "What has arrived stays. The same command goes on.",
+    ]
+    fails = False
+    assert main(command) == 0
+    assert "were there already" in capsys.readouterr().out
+    assert right_vectors(new, WordEmbedding(dim=4))
+
+
+def make_without_key(make):
+    """What makes a model, and takes a key as models of services do."""
+    return lambda self, api_key=None, **arguments: make(self, **arguments)
+
+
+def raising(error):
+    """A property of a module, or what makes a model: raises."""
+
+    def make(*arguments, **settings):
+        raise error
+
+    return make
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no weights"), OSError("no weights")])
+def test_a_model_that_cannot_be_loaded_is_told_in_a_sentence(error, monkeypatch):
+    monkeypatch.setattr(words, "Model", raising(error), raising=False)
+    for name, place in (("tests.fixtures.words:Model", None), ("tests.x:Model", "import_module")):
+        if place:
+            monkeypatch.setattr(_models, place, raising(error))
+        with pytest.raises(ConfigurationError, match=r"cannot be loaded \(\w+: no weights\)"):
+            _models.embed_model_of(name)
+    monkeypatch.setattr(_models, "resolve_embed_model", raising(error))
+    with pytest.raises(ConfigurationError, match=r"'local:a/b' cannot be loaded \(\w+: no weights"):
+        _models.embed_model_of("local:a/b")
