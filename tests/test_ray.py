@@ -28,9 +28,14 @@ needs_ray = pytest.mark.skipif(
     find_spec("ray") is None, reason="Ray is not installed; the extra ray brings it"
 )
 
-ROWS = 3_000
-#: Nothing is told to others, and a busy machine has time to start.
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "200"}
+ROWS = 1_000
+#: Nothing is told to others, a busy machine has time to start, and nobody else kills workers.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "200",
+    "RAY_worker_register_timeout_seconds": "200",
+    "RAY_memory_monitor_refresh_ms": "0",
+}
 #: A cluster on this machine, and jobs on it; says what became of each as a line of JSON.
 PROGRAM = """
 import json, os, shutil, signal, socket, sys, tempfile
@@ -55,14 +60,14 @@ def first(what):
 class Unlucky(MilvusDatasink):
     # Once in a job a worker dies when Milvus has acknowledged rows, and Ray does not know it yet;
     # and once Milvus stops before a worker writes.
-    job = ""
+    job, kills, restarts = "", False, False
 
     def _add(self, store, nodes):
-        if control != "-" and first(self.job + "-restart"):
+        if self.restarts and first(self.job + "-restart"):
             with socket.create_connection(control.split(":")) as connection:
                 connection.recv(1)  # until it is down
         super()._add(store, nodes)
-        if first(self.job + "-kill"):
+        if self.kills and first(self.job + "-kill"):
             os.kill(os.getpid(), signal.SIGKILL)
 
 def embed(batch):
@@ -74,16 +79,22 @@ def store(collection, **arguments):
         uri=uri, collection_name=collection, consistency_level="Strong", **arguments
     )
 
-def write(job, collection, dataset, **arguments):
+def write(job, collection, dataset, *, kills=False, restarts=False, **arguments):
     sink = Unlucky(store(collection, **arguments), skip_failures=True)
-    sink.job = job
+    sink.job, sink.kills, sink.restarts = job, kills, restarts
     dataset.write_datasink(sink)
     with store(collection) as target:
         count = target.count()
     failures = [(failure.id, failure.problem) for failure in sink.summary.failures]
     print(json.dumps([job, sink.summary.rows_written, failures, count]), flush=True)
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=str(folder))
+ray.init(
+    num_cpus=2,
+    object_store_memory=100 * 2**20,
+    include_dashboard=False,
+    log_to_driver=False,
+    _temp_dir=str(folder),
+)
 try:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -95,10 +106,10 @@ try:
     dataset = ray.data.from_items(passages, override_num_blocks=4).map_batches(embed)
     for run in range(runs):
         # No dimension: the workers create the collection, and not the driver.
-        write(f"first{run}", f"passages{run}", dataset)
+        write(f"first{run}", f"passages{run}", dataset, kills=True, restarts=control != "-")
     write("again", "passages0", dataset)
     with store("passages0") as source:
-        write("copy", "copies", read_nodes(source, override_num_blocks=3), dim=8)
+        write("copy", "copies", read_nodes(source, override_num_blocks=3), kills=runs > 1, dim=8)
 finally:
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
@@ -135,9 +146,11 @@ def restarts(server: LiteServer) -> Iterator[Restarts]:
             thread.join()
 
 
-def run(new_python: Any, server: LiteServer, control: str, runs: int = 1) -> list[Any]:
+def run(
+    new_python: Any, server: LiteServer, control: str, runs: int = 1, *, seconds: float
+) -> list[Any]:
     arguments = ("-c", PROGRAM, server.uri, control, ROWS, runs)
-    ended = new_python.run(*arguments, **SETTINGS)
+    ended = new_python.start(*arguments, **SETTINGS).end(seconds=seconds)
     return [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
 
 
@@ -150,10 +163,11 @@ def check(jobs: list[Any]) -> None:
 
 @needs_ray
 def test_every_row_is_there_once(new_python: Any, lite_server: LiteServer) -> None:
-    """In the first job of each kind, a worker is killed, and Milvus restarts."""
+    """In the first job a worker is killed, and Milvus restarts."""
     with restarts(lite_server) as control:
-        jobs = run(new_python, lite_server, "{}:{}".format(*control.server_address))
-    assert control.count == len(jobs)
+        address = "{}:{}".format(*control.server_address)
+        jobs = run(new_python, lite_server, address, seconds=380)  # a busy machine takes 140
+    assert control.count == 1
     assert [job for job, *_ in jobs] == ["first0", "again", "copy"]
     check(jobs)
     with MilvusVectorStore(
@@ -174,7 +188,7 @@ def test_every_row_is_there_once(new_python: Any, lite_server: LiteServer) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_worker_is_killed_twenty_times(new_python: Any, lite_server: LiteServer) -> None:
-    jobs = run(new_python, lite_server, "-", 20)
+    jobs = run(new_python, lite_server, "-", 20, seconds=1_100)
     assert len(jobs) == 22
     check(jobs)
 

@@ -152,7 +152,6 @@ class Reembedding:
         """The nodes that the target does not have as they are; deletes those that it has alone."""
         changed: list[BaseNode] = []
         extra: list[str] = []
-        seen = self._same
         pairs = pairs_of_nodes(
             self._source,
             self._target,
@@ -169,17 +168,15 @@ class Reembedding:
                     changed.append(one)
                 else:
                     self._same += 1
+                    self._meter.count()
                 if len(changed) == self._batch_size:
                     yield changed
                     changed = []
                 if len(extra) == self._batch_size:
                     await self._remove(extra)
                     extra = []
-                if self._same - seen >= self._batch_size:
-                    self._meter.add(self._same - seen)
-                    seen = self._same
         await self._remove(extra)
-        self._meter.add(self._same - seen)
+        self._meter.add(0)
         if changed:
             yield changed
 

@@ -301,12 +301,9 @@ class _Check:
         meter: Counts the nodes of the source.
     """
 
-    _TOLD_AT_ONCE = 1_000
-
     def __init__(self, differences: Differences, meter: Meter) -> None:
         self._differences = differences
         self._meter = meter
-        self._uncounted = 0
         self._ids = Comparison()
         self._different: list[Difference] = []
         self._different_count = 0
@@ -324,17 +321,11 @@ class _Check:
                     self._different.append(Difference(one.node_id, fields))
         else:
             self._ids.note_missing(one.node_id)
-        self._uncounted += 1
-        if self._uncounted == self._TOLD_AT_ONCE:
-            self._tell()
-
-    def _tell(self) -> None:
-        self._meter.add(self._uncounted)
-        self._uncounted = 0
+        self._meter.count()
 
     def report(self, seconds: float) -> CheckReport:
         """What was found."""
-        self._tell()
+        self._meter.add(0)
         ids = self._ids
         return CheckReport(
             ids.common + ids.missing_count,

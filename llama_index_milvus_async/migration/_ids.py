@@ -27,7 +27,6 @@ T = TypeVar("T")
 MAX_KEPT_IDS = 1_000
 #: Those of them that a message shows.
 SHOWN_IDS = 3
-_COUNTED_AT_ONCE = 5_000
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
@@ -184,7 +183,7 @@ async def compare_ids(
         meter: Counts the ids of the source.
     """
     meter = meter or Meter("compare", None, None)
-    comparison, digest, uncounted = Comparison(), IdDigest(), 0
+    comparison, digest = Comparison(), IdDigest()
     async with (
         aclosing(order.source_ids(source, filters)) as ours,
         aclosing(order.target_ids(target)) as theirs,
@@ -198,11 +197,8 @@ async def compare_ids(
                 comparison.note_missing(one)
             else:
                 comparison.note_common(one)
-            uncounted += 1
-            if uncounted == _COUNTED_AT_ONCE:
-                meter.add(uncounted)
-                uncounted = 0
-    meter.add(uncounted)
+            meter.count()
+    meter.add(0)
     comparison.source_digest = digest.value
     return comparison
 

@@ -46,6 +46,10 @@ class Progress:
 ProgressCallback = Callable[[Progress], object]
 
 
+#: Rows that are counted one by one until the callback is told.
+_TOLD_AT_ONCE = 1_000
+
+
 class Meter:
     """Counts rows, and tells a callback of them.
 
@@ -68,7 +72,7 @@ class Meter:
         self._total = total
         self._callback = callback
         self._already = already
-        self._done = already
+        self._done = self._told = already
         self._began = time.perf_counter()
 
     @property
@@ -80,10 +84,17 @@ class Meter:
         return Progress(self._operation, self._done, total, seconds, self._already)
 
     def add(self, rows: int) -> None:
-        """Count rows that are done."""
+        """Count rows that are done, and tell the callback."""
         self._done += rows
+        self._told = self._done
         if self._callback is not None:
             self._callback(self.progress)
+
+    def count(self) -> None:
+        """Count a row that is done; the callback is told now and then, and by `add(0)`."""
+        self._done += 1
+        if self._done - self._told >= _TOLD_AT_ONCE:
+            self.add(0)
 
 
 def count_of(count: int) -> str:

@@ -13,6 +13,7 @@ from llama_index_milvus_async.errors import ConfigurationError, UnreachableError
 from llama_index_milvus_async.migration import Progress, _command_line, copy_nodes
 from llama_index_milvus_async.migration._command_line import Display, main, progress_line
 from llama_index_milvus_async.migration._places import Place, tokens_of
+from llama_index_milvus_async.migration._progress import Meter
 from tests.fixtures.engines import new_client
 from tests.fixtures.stores import collection_name, make_nodes
 
@@ -260,6 +261,18 @@ def test_the_progress_is_a_line():
     assert progress_line(Progress("export", 5, None, 0.0)) == "export: 5 nodes"
     assert Progress("copy", 100, 100, 5.0).seconds_left == 0
     assert Progress("copy", 0, 100, 5.0).seconds_left is None
+
+
+def test_rows_that_are_counted_one_by_one_are_told_together():
+    told = []
+    meter = Meter("check", 2_600, lambda progress: told.append(progress.done), already=100)
+    for _ in range(1_500):
+        meter.count()
+    meter.add(1_000)
+    for _ in range(999):
+        meter.count()
+    meter.add(0)
+    assert told == [1_100, 2_600, 3_599]
 
 
 class Terminal(io.StringIO):
