@@ -87,7 +87,9 @@ def _without_secrets(text: str, arguments: argparse.Namespace) -> str:
     """A message without the keys that were passed as options of a model, which it may quote."""
     for option in getattr(arguments, "embed_option", ()):
         name, _, value = option.partition("=")
-        if value and any(word in name.lower() for word in _WORDS_OF_SECRETS):
+        value = value.strip('"')
+        # A short one is a number, such as max_tokens=512.
+        if len(value) >= 8 and any(word in name.lower() for word in _WORDS_OF_SECRETS):
             text = text.replace(value, "***")
     return text
 
