@@ -31,7 +31,6 @@ from .limits import (
     MAX_IDS,
     MAX_INSERT_BYTES,
     MAX_LITE_SEARCH_VECTORS,
-    MAX_LITE_WRITES,
     MAX_QUEUED_BYTES,
     MAX_RESPONSE_BYTES,
     MAX_SEARCH_VECTORS,
@@ -120,9 +119,7 @@ class AsyncTransport(Transport):
         )
         kind = self._kind
         one = {"max_in_flight": 1}
-        two = {"max_in_flight": MAX_LITE_WRITES}
         self.inserts = kind("insert", send_insert, rows, MAX_INSERT_BYTES)
-        self.lite_inserts = kind("insert", send_insert, rows, MAX_INSERT_BYTES, **two)
         self.searches = kind("search", send_search, vectors, MAX_RESPONSE_BYTES)
         self.lite_searches = kind("search", send_search, lite_vectors, MAX_RESPONSE_BYTES, **one)
         self.hybrids = kind("hybrid", send_hybrid_search, vectors, MAX_RESPONSE_BYTES)
@@ -131,7 +128,6 @@ class AsyncTransport(Transport):
         )
         self.gets = kind("get", send_get, MAX_IDS, MAX_QUEUED_BYTES)
         self.deletes = kind("delete", send_delete_documents, MAX_IDS, MAX_QUEUED_BYTES)
-        self.lite_deletes = kind("delete", send_delete_documents, MAX_IDS, MAX_QUEUED_BYTES, **two)
         # One call at a time: models are seldom made to be called by several threads.
         self.encodings: RequestKind[Any, Any, Any] = RequestKind(
             "encode",
@@ -331,9 +327,7 @@ class AsyncBackend(Backend):
     async def insert(
         self, request: Insert, rows: Sequence[Row], size: int, timeout: float | None
     ) -> None:
-        transport = self._transport
-        kind = transport.lite_inserts if self._has_locks(request) else transport.inserts
-        await self._submit(kind, request, rows, timeout, size)
+        await self._submit(self._transport.inserts, request, rows, timeout, size)
 
     # Not coroutine functions: thousands of searches may wait at the same time, and each coroutine
     # on the way is one more object for the garbage collector.
@@ -363,13 +357,7 @@ class AsyncBackend(Backend):
     async def delete_documents(
         self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
     ) -> None:
-        transport = self._transport
-        kind = transport.lite_deletes if self._has_locks(request) else transport.deletes
-        await self._submit(kind, request, doc_ids, timeout)
-
-    def _has_locks(self, request: Insert | DeleteDocuments) -> bool:
-        """Whether one writes to the collection at a time."""
-        return self._transport.session.memory(request.collection_name).locks is not None
+        await self._submit(self._transport.deletes, request, doc_ids, timeout)
 
     async def encode(self, encoder: Encoder, texts: Sequence[str], *, queries: bool) -> list[Any]:
         chunks = [texts[i : i + MAX_ENCODED] for i in range(0, len(texts), MAX_ENCODED)]

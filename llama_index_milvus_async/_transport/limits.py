@@ -14,9 +14,6 @@ MAX_SEARCH_HITS = 2_000
 #: Most vectors of one search of Milvus Lite, which takes the same time over unflushed rows for one
 #: vector as for many, and is slower where searches overlap than one after the other.
 MAX_LITE_SEARCH_VECTORS = 1_000
-#: Inserts, and deletes, under way at once on Milvus Lite, whose writers go one at a time: one is at
-#: work, and one is ready. More of them would wait for each other with few rows in each.
-MAX_LITE_WRITES = 2
 #: Most bytes of a search's response, as far as earlier responses let them be foreseen: reading
 #: them holds the event loop, and a server sends 512 MiB at most.
 MAX_RESPONSE_BYTES = 16 * 2**20
