@@ -6,19 +6,17 @@ import argparse
 import asyncio
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import tests  # First: it takes MILVUS_URI out of the environment, which pymilvus would read.
+import tests
 
 from . import report
+from .circumstances import circumstances
 from .contenders import Upstream
 from .engines import STARTED, running, why_not
 from .settings import FULL_ONLY, WORKLOADS, Options
@@ -56,6 +54,7 @@ def main() -> None:
 
 async def run(options: Options) -> dict[str, Any]:
     """Run every workload on every engine."""
+    found_in = circumstances(PACKAGES)
     notes = [note for note in [Upstream.why_not()] if note]
     engines: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -79,10 +78,7 @@ async def run(options: Options) -> dict[str, Any]:
     for note in [*notes, *failures]:
         say(note)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.system()} on {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := version_of(name))},
+        **found_in,
         "options": options.shown(),
         "notes": notes,
         "failures": failures,
@@ -93,14 +89,6 @@ async def run(options: Options) -> dict[str, Any]:
 def say(line: str) -> None:
     """Tell the progress."""
     print(f"{datetime.datetime.now():%H:%M:%S} {line}", flush=True)
-
-
-def version_of(package: str) -> str:
-    """The installed version, or an empty string."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def read_options() -> Options:

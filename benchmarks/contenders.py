@@ -34,6 +34,7 @@ Index = Mapping[str, Any]
 FLAT: Index = {"index_type": "FLAT"}
 #: Smaller than Milvus recommends, so that building takes a minute or two.
 HNSW: Index = {"index_type": "HNSW", "M": 16, "efConstruction": 64}
+SEARCH_OF_HNSW: Index = {"params": {"ef": 64}}
 
 Ids = list[str]
 
@@ -74,7 +75,7 @@ class Contender(ABC):
     @property
     def search_config(self) -> dict[str, Any]:
         """Search parameters of the index."""
-        return {"params": {"ef": 64}} if self.index["index_type"] == "HNSW" else {}
+        return dict(SEARCH_OF_HNSW) if self.index["index_type"] == "HNSW" else {}
 
     def store_arguments(self) -> dict[str, Any]:
         """Arguments that this store and the plugin have in common."""
@@ -337,6 +338,18 @@ class Floor(Contender):
                 for field in self.FIELDS:
                     entity[field]
         return [[hit["id"] for hit in hits] for hits in found]
+
+
+def hnsw_store(engine: Engine, **kwargs: Any) -> MilvusVectorStore:
+    """This store with an HNSW index, where it is compared with nothing but itself and raw calls."""
+    return MilvusVectorStore(
+        engine.uri,
+        engine.token,
+        index_config=dict(HNSW),
+        search_config=dict(SEARCH_OF_HNSW),
+        consistency_level="Session",
+        **kwargs,
+    )
 
 
 def contenders() -> list[type[Contender]]:

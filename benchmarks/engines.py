@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from pymilvus import MilvusClient
 
+import tests
 from llama_index_milvus_async import MilvusVectorStore
 from tests.fixtures.engines import Engine, new_client
 from tests.fixtures.servers import LiteServer, Server, StandaloneServer
@@ -24,6 +26,14 @@ class UsualStandalone(StandaloneServer):
 
 SECONDS_FOR_AN_INDEX = 900
 STARTED: dict[str, type[Server]] = {"lite": LiteServer, "standalone": UsualStandalone}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let a command line name a server, or the engine to start."""
+    add = parser.add_argument
+    add("--uri", default=tests.MILVUS_URI, help="a running server (default: start the engine)")
+    add("--token", default=tests.MILVUS_TOKEN, help="its token (MILVUS_TOKEN)")
+    add("--engine", choices=STARTED, default="standalone", help="to start (%(default)s)")
 
 
 def why_not(name: str) -> str:

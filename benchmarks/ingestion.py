@@ -20,7 +20,7 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import TextNode
 
-import tests  # Before the package: it takes MILVUS_URI out of the environment.
+import tests
 from examples.shared import load_embed_model
 from llama_index_milvus_async import CoalescingEmbedding, MilvusVectorStore, aingest
 

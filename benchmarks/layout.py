@@ -11,14 +11,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import datetime
 import itertools
 import json
-import os
-import platform
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +26,18 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
 )
-from pymilvus import DataType
+from pymilvus import DataType, MilvusClient
 
-import tests  # Before the package: it takes MILVUS_URI out of the environment.
 from llama_index_milvus_async import MilvusVectorStore
 from tests.fixtures.engines import Engine
 from tests.fixtures.loops import measure_stall
 
 from . import data, report, tenants
-from .contenders import HNSW
-from .engines import STARTED, build_index_of_store, running
+from .circumstances import circumstances, circumstances_text
+from .contenders import hnsw_store
+from .engines import add_arguments, build_index_of_store, running
 from .measure import CallClock, Figures, settle
 from .memory import resident_mib
-from .retrieval import version_of
 from .workloads import rotated
 
 #: Layouts of the collections that are compared.
@@ -142,14 +138,10 @@ class Layouts:
         self._queries: list[list[float]] = []
 
     def _store(self, layout: str, *, upsert: bool) -> MilvusVectorStore:
-        return MilvusVectorStore(
-            self._engine.uri,
-            self._engine.token,
-            f"{self._prefix}_{layout.replace(' ', '_')}",
+        return hnsw_store(
+            self._engine,
+            collection_name=f"{self._prefix}_{layout.replace(' ', '_')}",
             dim=self._options.dim,
-            index_config=dict(HNSW),
-            search_config={"params": {"ef": 64}},
-            consistency_level="Session",
             upsert_mode=upsert,
             **LAYOUTS[layout],
         )
@@ -259,7 +251,8 @@ class Layouts:
             assert number == self._options.nodes
             await settle(self._options.rest)
             began = time.perf_counter()
-            assert await asyncio.to_thread(iterate_raw, store) == number
+            rows = await asyncio.to_thread(iterate_raw, store.client, store.collection_name)
+            assert rows == number
             theirs = time.perf_counter() - began
             its = {"seconds": ours, "growth_mib": growth, "net_stall_ms": stall.net_ms}
             rounds.append({"this store": its, "raw client": {"seconds": theirs}})
@@ -293,14 +286,14 @@ async def change_one(store: MilvusVectorStore, node_id: str) -> None:
     await store.async_add([node])
 
 
-def iterate_raw(store: MilvusVectorStore) -> int:
-    """Read every row by pymilvus' own iterator."""
-    iterator = store.client.query_iterator(
-        store.collection_name, batch_size=PAGE, output_fields=FIELDS
-    )
+def iterate_raw(
+    client: MilvusClient, name: str, fields: Sequence[str] = FIELDS, page: int = PAGE
+) -> int:
+    """Read every row by pymilvus' own iterator; returns how many there were."""
+    iterator = client.query_iterator(name, batch_size=page, output_fields=list(fields))
     count = 0
-    while page := iterator.next():
-        count += len(page)
+    while rows := iterator.next():
+        count += len(rows)
     iterator.close()
     return count
 
@@ -315,11 +308,9 @@ def workload(key: str, measure: str, rounds: list[Round]) -> report.Json:
 
 def markdown(part: str, results: report.Json) -> str:
     """The results of a part as a page."""
-    options = results["options"]
-    packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
+    options, engine = results["options"], f"{results['engine']} {results['version']}"
     measured = (
-        f"{results['date']}, {results['machine']}, load {results['load']}, Python "
-        f"{results['python']}; {results['engine']} {results['version']}, {packages}. "
+        f"{circumstances_text(results, engine)} "
         f"{options['nodes']:,} nodes of {options['dim']} dimensions, HNSW. What is measured is in "
         "[README.md](../README.md#layouts-and-tenants)."
     )
@@ -371,7 +362,7 @@ def _iteration(its: report.Json) -> str:
 
 async def run(part: str, given: argparse.Namespace, options: Options) -> report.Json:
     """Measure one part."""
-    load = f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown"
+    found_in = circumstances(PACKAGES)
     measured: list[report.Json] = []
     if part == "tenants":
         async for cost in tenants.costs(given.engine, given.uri, given.token, options):
@@ -383,11 +374,7 @@ async def run(part: str, given: argparse.Namespace, options: Options) -> report.
             version = engine.version
             measured = await compare_layouts(engine, options)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.system()} on {platform.machine()}",
-        "load": load,
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := version_of(name))},
+        **found_in,
         "engine": report.engine_title({"name": "external" if given.uri else given.engine}),
         "version": version,
         "options": dataclasses.asdict(options),
@@ -411,10 +398,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.layout", description=__doc__.splitlines()[0]
     )
+    add_arguments(parser)
     add = parser.add_argument
-    add("--uri", default=tests.MILVUS_URI, help="a running server (default: start the engine)")
-    add("--token", default=tests.MILVUS_TOKEN, help="its token (MILVUS_TOKEN)")
-    add("--engine", choices=STARTED, default="standalone", help="to start (%(default)s)")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (both)")
     add("--quick", action="store_true", help="seconds instead of minutes; figures mean nothing")
     add("--nodes", type=int, help=f"nodes in each collection ({usual.nodes:,})")

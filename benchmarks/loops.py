@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-import tests  # Before the package: it takes MILVUS_URI out of the environment.
+import tests
 from tests.fixtures.engines import Engine
 
 from .contenders import Contender, Floor, ThisStore, Uncoalesced

@@ -15,7 +15,10 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.fixtures.engines import Engine
 
@@ -29,17 +32,55 @@ async def measure_in_child(
     engine: Engine, contender: str, collection: str, nodes: int, dim: int
 ) -> Samples:
     """Measure in a child process; empty where the system does not tell memory."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--contender", contender]
-    command += ["--collection", collection, "--nodes", str(nodes), "--dim", str(dim)]
-    child = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    samples = await in_child(
+        "benchmarks.memory",
+        *("--contender", contender, "--collection", collection),
+        *("--nodes", str(nodes), "--dim", str(dim)),
+        given=[engine.name, engine.uri, engine.token, engine.version],
     )
-    # Not on the command line, which every user of the machine can read.
-    given = json.dumps([engine.name, engine.uri, engine.token, engine.version])
-    printed, _ = await child.communicate(given.encode())
+    return [(int(added), float(mib)) for added, mib in samples]
+
+
+async def in_child(module: str, *arguments: str, given: Sequence[str]) -> Any:
+    """Run a module in a process of its own; returns what its last line says, as JSON.
+
+    Args:
+        module: Its name.
+        arguments: Its arguments.
+        given: What it reads as JSON from its stdin: addresses and tokens, which every user of the
+            machine could read on the command line.
+    """
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await child.communicate(json.dumps(given).encode())
     if child.returncode:
-        raise RuntimeError(f"measuring the memory of {contender!r} ended with {child.returncode}")
-    return [(int(added), float(mib)) for added, mib in json.loads(printed)]
+        raise RuntimeError(f"{module} {' '.join(arguments)} ended with {child.returncode}")
+    return json.loads(printed.splitlines()[-1])
+
+
+@contextmanager
+def sampling(
+    sample: Callable[[], object], seconds: float = SECONDS_BETWEEN_SAMPLES
+) -> Iterator[None]:
+    """Call something on a thread, at once, every so many seconds, and at the end."""
+    ended = threading.Event()
+
+    def run() -> None:
+        sample()
+        while not ended.wait(seconds):
+            sample()
+
+    sampler = threading.Thread(target=run, daemon=True)
+    sampler.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        sampler.join()
+        sample()
 
 
 def resident_mib(process: int | str = "self") -> float:
@@ -63,20 +104,11 @@ async def add_in_chunks(
     await store.open()
     samples: Samples = []
     added = 0
-    ended = threading.Event()
-
-    def sample() -> None:
-        while not ended.wait(SECONDS_BETWEEN_SAMPLES):
+    with sampling(lambda: samples.append((added, resident_mib()))):
+        for chunk in chunks_of_nodes(nodes, dim, min(CHUNK, max(1, nodes // 20))):
+            await store.add_all(Batch(chunk, []))
+            added += len(chunk)
             samples.append((added, resident_mib()))
-
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    for chunk in chunks_of_nodes(nodes, dim, min(CHUNK, max(1, nodes // 20))):
-        await store.add_all(Batch(chunk, []))
-        added += len(chunk)
-        samples.append((added, resident_mib()))
-    ended.set()
-    sampler.join()
     await store.close()
     return samples
 

@@ -14,16 +14,12 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pymilvus import MilvusClient
 
-import tests  # Before the package: it takes MILVUS_URI out of the environment.
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async.migration import acopy_nodes
 from tests.fixtures.engines import new_client
@@ -31,12 +27,12 @@ from tests.fixtures.engines import new_client
 from . import report
 from .contenders import HNSW
 from .data import chunks_of_nodes, row_of
-from .engines import STARTED, running
-from .memory import SECONDS_BETWEEN_SAMPLES, resident_mib
+from .engines import add_arguments, running
+from .layout import FIELDS, iterate_raw
+from .memory import in_child, resident_mib, sampling
 
 NAME, RAW_NAME = "benchmark_moving", "benchmark_moving_raw"
 BATCH = 500
-FIELDS = ["id", "doc_id", "text", "_node_content", "_node_type", "embedding"]
 #: What must be reached: rows a second, as a share of the slower side's.
 SHARE = 0.8
 #: The first part of a copy, in which Milvus Lite and the interpreter take what they need.
@@ -56,21 +52,20 @@ async def fill(file: str, nodes: int, dim: int) -> None:
             await store.async_add(chunk)
 
 
-def read(file: str) -> int:
-    """Read all rows with the raw client's iterator; returns how many there were."""
-    client = MilvusClient(file)
-    client.load_collection(NAME)
-    rows = 0
-    pages = client.query_iterator(NAME, batch_size=BATCH, output_fields=FIELDS)
-    while page := pages.next():
-        rows += len(page)
-    pages.close()
-    client.close()
-    return rows
+def read(file: str) -> dict[str, Any]:
+    """Read all rows with the raw client's iterator; returns rows and seconds, and the memory."""
+    samples: list[float] = []
+    began = time.perf_counter()
+    with sampling(lambda: samples.append(resident_mib())):
+        client = MilvusClient(file)
+        client.load_collection(NAME)
+        rows = iterate_raw(client, NAME, [*FIELDS, "embedding"], BATCH)
+        client.close()
+    return {"rows": rows, "seconds": time.perf_counter() - began, "mib": max(samples)}
 
 
-async def write(uri: str, token: str, nodes: int, dim: int) -> float:
-    """Write the rows with the raw client; returns the seconds, the making of rows aside."""
+async def write(uri: str, token: str, nodes: int, dim: int) -> dict[str, Any]:
+    """Write the rows with the raw client; returns rows and seconds, the making of rows aside."""
     async with store_at(uri, token, dim, collection_name=RAW_NAME, index_config=HNSW) as store:
         await store.aconnect()
         await asyncio.to_thread(store.client.load_collection, store.collection_name)
@@ -80,7 +75,7 @@ async def write(uri: str, token: str, nodes: int, dim: int) -> float:
             began = time.perf_counter()
             await asyncio.to_thread(store.client.upsert, store.collection_name, rows)
             seconds += time.perf_counter() - began
-        return seconds
+        return {"rows": nodes, "seconds": seconds}
 
 
 async def copy(file: str, uri: str, token: str, dim: int) -> dict[str, Any]:
@@ -108,67 +103,29 @@ async def copy(file: str, uri: str, token: str, dim: int) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def sampling(sample: Any) -> Iterator[None]:
-    """Call something again and again, on a thread."""
-    ended = threading.Event()
-
-    def run() -> None:
-        sample()
-        while not ended.wait(SECONDS_BETWEEN_SAMPLES):
-            sample()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        sample()
-
-
 async def step(given: argparse.Namespace) -> dict[str, Any]:
-    """Take one step in this process; the address and token come by its stdin."""
+    """Take one step in this process; the addresses and the token come by its stdin."""
     file, uri, token = json.loads(sys.stdin.read())
-    began = time.perf_counter()
     if given.step == "copy":
         return await copy(file, uri, token, given.dim)
     if given.step == "write":
-        return {"rows": given.nodes, "seconds": await write(uri, token, given.nodes, given.dim)}
+        return await write(uri, token, given.nodes, given.dim)
     if given.step == "read":
-        samples: list[float] = []
-        with sampling(lambda: samples.append(resident_mib())):
-            rows = await asyncio.to_thread(read, file)
-        return {"rows": rows, "seconds": time.perf_counter() - began, "mib": max(samples)}
-    else:
-        rows = given.nodes
-        await fill(file, given.nodes, given.dim)
-    return {"rows": rows, "seconds": time.perf_counter() - began}
-
-
-async def in_child(name: str, given: argparse.Namespace, *addresses: str) -> dict[str, Any]:
-    """Take one step in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.moving", "--step", name]
-    command += ["--nodes", str(given.nodes), "--dim", str(given.dim)]
-    child = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    # Not on the command line, which every user of the machine can read.
-    printed, _ = await child.communicate(json.dumps(addresses).encode())
-    if child.returncode:
-        raise RuntimeError(f"the step {name!r} ended with {child.returncode}")
-    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return found
+        return await asyncio.to_thread(read, file)
+    await fill(file, given.nodes, given.dim)
+    return {}
 
 
 async def run(given: argparse.Namespace, uri: str, file: str) -> None:
     """Take all steps, and print what they took."""
-    await in_child("fill", given, file, "", "")
+    sizes = ("--nodes", str(given.nodes), "--dim", str(given.dim))
     its = {
-        name: await in_child(name, given, file, uri, given.token)
-        for name in ("read", "write", "copy")
+        name: await in_child(
+            "benchmarks.moving", "--step", name, *sizes, given=[file, uri, given.token]
+        )
+        for name in ("fill", "read", "write", "copy")
     }
+    del its["fill"]
     rates = {name: found["rows"] / found["seconds"] for name, found in its.items()}
     titles = {
         "read": "the raw client reads",
@@ -202,10 +159,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.moving", description=__doc__.splitlines()[0]
     )
+    add_arguments(parser)
     add = parser.add_argument
-    add("--uri", default=tests.MILVUS_URI, help="a running server (default: start the engine)")
-    add("--token", default=tests.MILVUS_TOKEN, help="its token (MILVUS_TOKEN)")
-    add("--engine", choices=STARTED, default="standalone", help="to start (%(default)s)")
     add("--nodes", type=int, default=100_000, help="how many (%(default)s)")
     add("--dim", type=int, default=768, help="dimension of their vectors (%(default)s)")
     add("--step", help=argparse.SUPPRESS)

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -31,15 +29,15 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import VectorStoreQuery
 
-import tests  # Before the package: it takes MILVUS_URI out of the environment.
+import tests
 from examples.shared import load_embed_model
 from llama_index_milvus_async import CoalescingEmbedding, MilvusVectorStore
 from llama_index_milvus_async._embedding.adapters import adapter_for
 
+from .circumstances import circumstances
 from .contenders import CLIENT_OPTIONS, Upstream
 from .load import arrivals_at, find_capacity, load_figures, open_loop, poisson_arrivals
 from .questions_report import write
-from .retrieval import version_of
 
 COUNTS = (1, 10, 100, 1_000)
 LOADS = (0.5, 0.8, 0.95)
@@ -220,18 +218,14 @@ def main() -> None:
     add("--mock", action="store_true", help="a model that does nothing; the figures mean nothing")
     add("--output", type=Path, default=Path("benchmarks/results"), help="directory (%(default)s)")
     args = parser.parse_args()
-    load = f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown"
+    found_in = circumstances(PACKAGES)
     model = MockEmbedding(embed_dim=8) if args.mock else load_embed_model(None)
     with tempfile.TemporaryDirectory() as directory:
         uri = args.uri or str(Path(directory) / "questions.db")
         counts = [int(each) for each in args.counts.split(",")]
         figures = asyncio.run(measure(uri, args.token, model, counts, args.rounds, args.seconds))
     results = {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.system()} on {platform.machine()}",
-        "load": load,
-        "python": platform.python_version(),
-        "packages": {name: version_of(name) for name in PACKAGES},
+        **found_in,
         "where": args.where or ("a server" if args.uri else "Milvus Lite"),
         "rows": ROWS,
         "top_k": TOP_K,

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .circumstances import packages_text
+
 NAMES = {"floor": "raw client", "this": "this store", "upstream": "upstream"}
 #: Whose latency under load is measured.
 LOAD_NAMES = {
@@ -207,10 +209,10 @@ def write(results: Json, output: Path) -> list[str]:
 def markdown(results: Json, plots: Sequence[str] = ()) -> str:
     """All tables."""
     options = results["options"]
-    packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
     parts = [
         "# Results",
-        f"{results['date']}, {results['machine']}, Python {results['python']}; {packages}. "
+        f"{results['date']}, {results['machine']}, Python {results['python']}; "
+        f"{packages_text(results)}. "
         f"{options['dim']} dimensions, top {options['top_k']}, up to {options['rounds']} rounds, "
         f"{results['minutes']:g} minutes. Figures are medians over rounds; ratios are taken "
         "within a round, with their least and greatest in parentheses. What is measured is "

@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
-import importlib.metadata
 import json
 import math
 import sys
@@ -35,11 +33,12 @@ import numpy as np
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
-import tests  # Before pymilvus: it takes MILVUS_URI out of the environment.
+import tests
 from examples.shared import DATA, INSTALL, DemoError, load_embed_model, positive, read_passages
 from llama_index_milvus_async import MilvusVectorStore
 from llama_index_milvus_async.errors import MilvusVectorStoreError
 
+from .circumstances import circumstances, packages_text
 from .report import NONE, Json, table
 
 QUESTIONS = Path(__file__).with_name("questions.json")
@@ -232,6 +231,7 @@ def summary(
     top_k: int,
 ) -> Json:
     """Everything that is written: figures of each mode, of each kind, and ranks."""
+    found_in = circumstances(PACKAGES)
     modes = []
     for mode in MODES:
         found = rankings[mode.key]
@@ -247,8 +247,8 @@ def summary(
             }
         )
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "packages": {name: version for name in PACKAGES if (version := version_of(name))},
+        "date": found_in["date"],
+        "packages": found_in["packages"],
         "passages": passages,
         "top_k": top_k,
         "modes": modes,
@@ -265,24 +265,15 @@ def summary(
     }
 
 
-def version_of(package: str) -> str:
-    """The installed version, or an empty string."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def markdown(results: Json) -> str:
     """The tables, with the questions that some mode does not answer first."""
     top_k, modes = results["top_k"], results["modes"]
     kinds = list(modes[0]["ndcg_by_kind"])
     sizes = {kind: sum(each["kind"] == kind for each in results["questions"]) for kind in kinds}
     misses = [each for each in results["questions"] if set(each["rank"].values()) != {1}]
-    packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
     parts = [
         "# Quality of retrieval",
-        f"{results['date']}; {packages}. {len(results['questions'])} questions on "
+        f"{results['date']}; {packages_text(results)}. {len(results['questions'])} questions on "
         f"{results['passages']} passages, top {top_k}. In parentheses is the 95 % interval, "
         "by bootstrap over the questions. What is measured is in the first lines of "
         "`benchmarks/retrieval.py`.",

@@ -11,16 +11,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import datetime
-import gc
 import itertools
 import json
-import os
-import platform
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,20 +26,20 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
 )
-from pymilvus import AsyncMilvusClient, DataType
+from pymilvus import DataType
 
 from llama_index_milvus_async import MilvusVectorStore, aingest
 from tests.fixtures.engines import Engine
-from tests.fixtures.loops import TICK_SECONDS, measure_stall
+from tests.fixtures.loops import Stall, measure_stall
 from tests.fixtures.servers import Server
 
-from . import data, report, scale_report
-from .contenders import HNSW
-from .engines import STARTED, build_index_of_store, engine_at, running, started
+from . import data, report, scale_report, tenants
+from .circumstances import circumstances
+from .contenders import SEARCH_OF_HNSW, hnsw_store
+from .engines import add_arguments, build_index_of_store, engine_at, running, started
 from .layout import FIELDS, PACKAGES, iterate_raw
 from .measure import settle
-from .memory import resident_mib
-from .retrieval import version_of
+from .memory import resident_mib, sampling
 
 #: Nodes of an insert of either, and inserts under way at once.
 BATCH, IN_FLIGHT = 1_000, 4
@@ -114,67 +109,13 @@ def below(number: int) -> MetadataFilters:
     return MetadataFilters(filters=[MetadataFilter(key="number", value=number, operator="<")])
 
 
-class Collector:
-    """The passes of Python's garbage collector: their time, and the longest of them, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds = self.longest = 0.0
-        self._began = 0.0
-
-    def __call__(self, phase: str, _info: dict[str, int]) -> None:
-        """What the collector calls before and after a pass."""
-        if phase == "start":
-            self._began = time.perf_counter()
-            return
-        took = time.perf_counter() - self._began
-        self.seconds += took
-        self.longest = max(self.longest, took)
-
-
-@asynccontextmanager
-async def stalls() -> AsyncIterator[report.Json]:
-    """Measure how long the loop stands still, the passes of the collector aside.
-
-    Both figures, in milliseconds, are there at the end.
-    """
-    found: report.Json = {}
-    passes, longest = Collector(), 0.0
-
-    async def tick() -> None:
-        nonlocal longest
-        while True:
-            began, collected = time.perf_counter(), passes.seconds
-            await asyncio.sleep(TICK_SECONDS)
-            gap = time.perf_counter() - began - (passes.seconds - collected)
-            longest = max(longest, gap - TICK_SECONDS)
-
-    gc.callbacks.append(passes)
-    ticking = asyncio.create_task(tick())
-    try:
-        async with measure_stall() as stall:
-            yield found
-    finally:
-        ticking.cancel()
-        gc.callbacks.remove(passes)
-    found["net_stall_ms"] = max(0.0, longest * 1_000 - stall.bystander_ms)
-    found["collector_ms"] = passes.longest * 1_000
-
-
-@asynccontextmanager
-async def sampled(samples: list[report.Json], rows: Any) -> AsyncIterator[None]:
-    """Note seconds, rows and resident memory, again and again."""
-
-    async def sample() -> None:
-        while True:
-            samples.append({"seconds": time.perf_counter(), "rows": rows(), "mib": resident_mib()})
-            await asyncio.sleep(SECONDS_BETWEEN_SAMPLES)
-
-    task = asyncio.create_task(sample())
-    try:
-        yield
-    finally:
-        task.cancel()
-        samples.append({"seconds": time.perf_counter(), "rows": rows(), "mib": resident_mib()})
+def stood(stall: Stall) -> report.Json:
+    """How long the loop stood still, the passes of the garbage collector aside, and beside them."""
+    return {
+        "net_stall_ms": max(0.0, stall.without_collector_ms - stall.bystander_ms),
+        "bystander_ms": stall.bystander_ms,
+        "collector_ms": stall.collector_ms,
+    }
 
 
 class Scale:
@@ -195,18 +136,34 @@ class Scale:
 
     def make_store(self, name: str, *, upsert: bool, timeout: float = 60.0) -> MilvusVectorStore:
         """A store of a collection of its own."""
-        return MilvusVectorStore(
-            self._engine.uri,
-            self._engine.token,
-            f"{self._prefix}_{name}",
+        return hnsw_store(
+            self._engine,
+            collection_name=f"{self._prefix}_{name}",
             dim=self._options.dim,
-            index_config=dict(HNSW),
-            search_config={"params": {"ef": 64}},
             scalar_fields=SCALARS,
-            consistency_level="Session",
             upsert_mode=upsert,
             batch_size=BATCH,
             timeout=timeout,
+        )
+
+    async def _ingest(self, store: MilvusVectorStore, start: int, stop: int, note: Any) -> float:
+        """Add nodes; returns the seconds that it took until all were acknowledged."""
+        began = time.perf_counter()
+        done = await aingest(
+            store,
+            nodes_from(start, stop, self._options.dim),
+            [],
+            batch_size=BATCH,
+            max_in_flight=IN_FLIGHT,
+            on_progress=note,
+        )
+        seconds = time.perf_counter() - began
+        assert done.nodes == stop - start
+        return seconds
+
+    def _sample(self) -> None:
+        self._samples.append(
+            {"seconds": time.perf_counter(), "rows": self._written, "mib": resident_mib()}
         )
 
     async def load(self, stop: int) -> report.Json:
@@ -218,26 +175,21 @@ class Scale:
         def note(done: Any) -> None:
             self._written = start + done.nodes
 
-        async with stalls() as stood, sampled(self._samples, lambda: self._written):
-            began = time.perf_counter()
-            done = await aingest(
-                store,
-                nodes_from(start, stop, self._options.dim),
-                [],
-                batch_size=BATCH,
-                max_in_flight=IN_FLIGHT,
-                on_progress=note,
-            )
-            seconds = time.perf_counter() - began
-        assert done.nodes == stop - start
+        async with measure_stall() as stall:
+            with sampling(self._sample, SECONDS_BETWEEN_SAMPLES):
+                seconds = await self._ingest(store, start, stop, note)
         self._written = stop
-        return {"rows": stop - start, "seconds": seconds, **stood}
+        return {"rows": stop - start, "seconds": seconds, **stood(stall)}
 
     async def load_raw(self) -> report.Json:
         """Insert nodes with the raw client; returns seconds with and without making the rows."""
         store = self.make_store("raw", upsert=False)
         await store.aconnect()
-        client, name = store.aclient, store.collection_name
+        name = store.collection_name
+
+        async def insert(batch: list[report.Json]) -> None:
+            await store.aclient.insert(name, batch, timeout=60)
+
         ready = whole = 0.0
         nodes = nodes_from(0, self._options.raw, self._options.dim)
         await settle(0.5)
@@ -248,7 +200,8 @@ class Scale:
                 break
             rows = [data.row_of(node) for node in part]
             inserting = time.perf_counter()
-            await insert(client, name, rows)
+            batches = [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
+            await tenants.at_once(insert, batches, IN_FLIGHT)
             ended = time.perf_counter()
             ready += ended - inserting
             whole += ended - began
@@ -277,23 +230,13 @@ class Scale:
             if done.nodes >= nodes // 2 and not restarting:
                 restarting.append(asyncio.create_task(restart()))
 
-        began = time.perf_counter()
-        done = await aingest(
-            store,
-            nodes_from(0, nodes, self._options.dim),
-            [],
-            batch_size=BATCH,
-            max_in_flight=IN_FLIGHT,
-            on_progress=note,
-        )
-        seconds = time.perf_counter() - began
+        seconds = await self._ingest(store, 0, nodes, note)
         await asyncio.gather(*restarting)
         count = await store.acount(consistency_level="Strong", timeout=600.0)
         await asyncio.to_thread(store.client.drop_collection, store.collection_name)
         await store.aclose()
         return {
             "rows": nodes,
-            "acknowledged": done.nodes,
             "counted": count,
             "seconds": seconds,
             "seconds_of_restart": restarts[0],
@@ -327,7 +270,7 @@ class Scale:
         ]
         await store.aquery(asked[0])
         await settle(0.5)
-        async with stalls() as stood:
+        async with measure_stall() as stall:
             began = time.perf_counter()
             answers = await asyncio.gather(*map(store.aquery, asked))
             ours = time.perf_counter() - began
@@ -341,7 +284,7 @@ class Scale:
             filter=expression,
             limit=TOP_K,
             output_fields=FIELDS,
-            search_params={"params": {"ef": 64}},
+            search_params=dict(SEARCH_OF_HNSW),
             anns_field="embedding",
             consistency_level="Session",
             timeout=600,
@@ -350,7 +293,7 @@ class Scale:
             for hit in of_query:
                 _ = [hit["entity"][field] for field in FIELDS]
         theirs = time.perf_counter() - began
-        return {"this": ours, "raw": theirs, **stood}
+        return {"this": ours, "raw": theirs, **stood(stall)}
 
     async def _count(self) -> report.Json:
         store, took = self.store, {"this": 0.0, "raw": 0.0}
@@ -369,7 +312,7 @@ class Scale:
         store, number, most = self.store, 0, 0.0
         await settle(0.5)
         before = resident_mib()
-        async with stalls() as stood:
+        async with measure_stall() as stall:
             began = time.perf_counter()
             async for _node in store.aiter_nodes():
                 number += 1
@@ -379,21 +322,22 @@ class Scale:
         assert number == self._written
         await settle(0.5)
         began = time.perf_counter()
-        assert await asyncio.to_thread(iterate_raw, store) == number
+        rows = await asyncio.to_thread(iterate_raw, store.client, store.collection_name)
+        assert rows == number
         theirs = time.perf_counter() - began
-        return {"this": ours, "raw": theirs, "growth_mib": most, **stood}
+        return {"this": ours, "raw": theirs, "growth_mib": most, **stood(stall)}
 
     async def delete(self) -> list[report.Json]:
         """Delete by filter: one node, then 10,000, then half of all, at most 500,000."""
         found, left, gone = [], self._written, 0
         for count in (1, min(10_000, left // 10), min(500_000, left // 2)):
-            async with stalls() as stood:
+            async with measure_stall() as stall:
                 began = time.perf_counter()
                 await self.store.adelete_nodes(filters=below(gone + count), timeout=600)
                 seconds = time.perf_counter() - began
             gone += count
             assert await self.store.acount(consistency_level="Strong") == left - gone
-            found.append({"nodes": count, "seconds": seconds, **stood})
+            found.append({"nodes": count, "seconds": seconds, **stood(stall)})
         return found
 
     def samples(self) -> list[report.Json]:
@@ -415,25 +359,10 @@ class Scale:
         await self.store.aclose()
 
 
-async def insert(client: AsyncMilvusClient, name: str, rows: Sequence[report.Json]) -> None:
-    """Insert rows with the raw client, as many batches under way as ours."""
-    batches = iter([rows[at : at + BATCH] for at in range(0, len(rows), BATCH)])
-
-    async def work() -> None:
-        for batch in batches:
-            await client.insert(name, list(batch), timeout=60)
-
-    await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
-
-
 async def run(given: argparse.Namespace, options: Options) -> None:
     """Measure all parts, and write what there is after each."""
     results: report.Json = {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.system()} on {platform.machine()}",
-        "load": f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown",
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := version_of(name))},
+        **circumstances(PACKAGES),
         "options": dataclasses.asdict(options),
         "stages": [],
     }
@@ -472,10 +401,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scale", description=__doc__.splitlines()[0]
     )
+    add_arguments(parser)
     add = parser.add_argument
-    add("--uri", default="", help="a running server (default: start the engine)")
-    add("--token", default="", help="its token")
-    add("--engine", choices=STARTED, default="standalone", help="to start (%(default)s)")
     add("--nodes", type=int, default=usual.nodes, help="how many (%(default)s)")
     add("--quick", action="store_true", help="seconds instead of minutes; figures mean nothing")
     add("--output", type=Path, default=Path("benchmarks/results"), help="directory (%(default)s)")

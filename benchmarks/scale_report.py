@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report
+from .circumstances import circumstances_text
 
 COLOURS = {"this": "#1f6fb4", "raw": "#3a3a3a"}
 NAMES = {"this": "this store", "raw": "raw client, in bulk"}
@@ -32,11 +33,9 @@ def write(results: report.Json, directory: Path) -> None:
 def markdown(results: report.Json) -> str:
     """The results as a page."""
     options = results["options"]
-    packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
     parts = [
         "# A million nodes",
-        f"{results['date']}, {results['machine']}, load {results['load']}, Python "
-        f"{results['python']}; {results.get('engine', '')}, {packages}. {options['nodes']:,} nodes "
+        f"{circumstances_text(results, results.get('engine', ''))} {options['nodes']:,} nodes "
         f"of {options['dim']} dimensions and 250 characters, HNSW with M = 16 and efConstruction = "
         "64. What is measured is in [README.md](../README.md#a-million-nodes).",
     ]
@@ -49,7 +48,7 @@ def _loads(results: report.Json) -> str:
     if not results.get("loads"):
         return ""
     loads, raw, samples = results["loads"], results["raw"], results["samples"]
-    beside = [load for load in _until(loads, raw["rows"])]
+    beside = list(_until(loads, raw["rows"]))
     ours = sum(load["rows"] for load in beside) / sum(load["seconds"] for load in beside)
     bulk, ready = raw["rows"] / raw["seconds"], raw["rows"] / raw["seconds_of_inserts"]
     every = sum(load["rows"] for load in loads) / sum(load["seconds"] for load in loads)
@@ -163,7 +162,7 @@ def _killed(results: report.Json) -> str:
     return (
         f"## A server that is killed\n\n{its['rows']:,} nodes were upserted in "
         f"{its['seconds']:.0f} s; half way the server was killed (`kill -9`), and was back after "
-        f"{its['seconds_of_restart']:.0f} s. `aingest` ended with {its['acknowledged']:,} nodes "
+        f"{its['seconds_of_restart']:.0f} s. `aingest` ended with {its['rows']:,} nodes "
         f"written; the collection has {its['counted']:,}."
     )
 

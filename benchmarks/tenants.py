@@ -29,7 +29,7 @@ from llama_index_milvus_async import MilvusVectorStore, MilvusVectorStoreError
 from tests.fixtures.engines import Engine, new_client
 
 from . import data, report
-from .contenders import HNSW
+from .contenders import hnsw_store
 from .engines import build_index_of_store, running
 from .measure import CallClock, settle
 from .memory import resident_mib
@@ -99,13 +99,9 @@ class Way(ABC):
             await store.aclose()
 
     async def _open(self, name: str, **layout: Any) -> MilvusVectorStore:
-        self._stores[name] = MilvusVectorStore(
-            self._engine.uri,
-            self._engine.token,
+        self._stores[name] = hnsw_store(
+            self._engine,
             dim=self._dim,
-            index_config=dict(HNSW),
-            search_config={"params": {"ef": 64}},
-            consistency_level="Session",
             upsert_mode=False,
             **{"collection_name": f"{self._prefix}_{name}", **layout},
         )
@@ -293,15 +289,17 @@ async def cost(way: Way, asked: int, server: Engine, options: Options) -> report
     }
 
 
-async def at_once(call: Callable[[Any], Awaitable[object]], items: Iterable[Any]) -> None:
-    """Make a call for each item, some of them under way at once."""
+async def at_once(
+    call: Callable[[Any], Awaitable[object]], items: Iterable[Any], calls: int = AT_ONCE
+) -> None:
+    """Make a call for each item, so many of them under way at once."""
     remaining = iter(items)
 
     async def work() -> None:
         for item in remaining:
             await call(item)
 
-    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(work() for _ in range(calls)))
 
 
 def pid_of(uri: str) -> int | None:

