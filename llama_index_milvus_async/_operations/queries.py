@@ -122,6 +122,8 @@ async def _find(
     """Search for queries, and make the nodes of what is found."""
     await check_partitions(context, ready.layout, "search", options)
     searches = await _prepare(context, ready, queries, options)
+    if ready.layout.engine.scans_unflushed_rows:
+        context.backend.note_search(ready.layout.collection_name)
     try:
         hits = await _search(context, searches, options)
     except ServerError as error:

@@ -141,7 +141,7 @@ class _Update:
             while page := await pages.next():
                 count += await self._rewrite(partition, [str(row[key]) for row in page])
         if layout.engine.scans_unflushed_rows:
-            self._context.backend.count_unflushed_rows(layout.collection_name, len(self.written))
+            self._context.backend.note_unflushed_rows(layout.collection_name, len(self.written))
         return count
 
     async def _partitions(self) -> Sequence[str | None]:

@@ -53,7 +53,7 @@ async def add(context: Context, nodes: Sequence[BaseNode], options: WriteOptions
     if options.force_flush:
         await context.backend.flush(layout.collection_name, options.timeout)
     elif layout.engine.scans_unflushed_rows:
-        context.backend.count_unflushed_rows(layout.collection_name, count)
+        context.backend.note_unflushed_rows(layout.collection_name, count)
     return [node.node_id for node in nodes]
 
 

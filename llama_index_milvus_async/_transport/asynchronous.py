@@ -120,6 +120,9 @@ class AsyncTransport(Transport):
         kind = self._kind
         one = {"max_in_flight": 1}
         self.inserts = kind("insert", send_insert, rows, MAX_INSERT_BYTES)
+        # Who writes to Milvus Lite has it alone: calls that waited for each other, with few rows in
+        # each, would keep the next rows from sharing one.
+        self.lite_inserts = kind("insert", send_insert, rows, MAX_INSERT_BYTES, **one)
         self.searches = kind("search", send_search, vectors, MAX_RESPONSE_BYTES)
         self.lite_searches = kind("search", send_search, lite_vectors, MAX_RESPONSE_BYTES, **one)
         self.hybrids = kind("hybrid", send_hybrid_search, vectors, MAX_RESPONSE_BYTES)
@@ -128,6 +131,7 @@ class AsyncTransport(Transport):
         )
         self.gets = kind("get", send_get, MAX_IDS, MAX_QUEUED_BYTES)
         self.deletes = kind("delete", send_delete_documents, MAX_IDS, MAX_QUEUED_BYTES)
+        self.lite_deletes = kind("delete", send_delete_documents, MAX_IDS, MAX_QUEUED_BYTES, **one)
         # One call at a time: models are seldom made to be called by several threads.
         self.encodings: RequestKind[Any, Any, Any] = RequestKind(
             "encode",
@@ -327,7 +331,9 @@ class AsyncBackend(Backend):
     async def insert(
         self, request: Insert, rows: Sequence[Row], size: int, timeout: float | None
     ) -> None:
-        await self._submit(self._transport.inserts, request, rows, timeout, size)
+        transport = self._transport
+        kind = transport.lite_inserts if self._has_locks(request) else transport.inserts
+        await self._submit(kind, request, rows, timeout, size)
 
     # Not coroutine functions: thousands of searches may wait at the same time, and each coroutine
     # on the way is one more object for the garbage collector.
@@ -357,7 +363,13 @@ class AsyncBackend(Backend):
     async def delete_documents(
         self, request: DeleteDocuments, doc_ids: Sequence[str], timeout: float | None
     ) -> None:
-        await self._submit(self._transport.deletes, request, doc_ids, timeout)
+        transport = self._transport
+        kind = transport.lite_deletes if self._has_locks(request) else transport.deletes
+        await self._submit(kind, request, doc_ids, timeout)
+
+    def _has_locks(self, request: Insert | DeleteDocuments) -> bool:
+        """Whether one writes to the collection at a time."""
+        return self._transport.session.memory(request.collection_name).locks is not None
 
     async def encode(self, encoder: Encoder, texts: Sequence[str], *, queries: bool) -> list[Any]:
         chunks = [texts[i : i + MAX_ENCODED] for i in range(0, len(texts), MAX_ENCODED)]

@@ -263,12 +263,14 @@ class Backend(ABC):
         """How many writes to a collection this process has had acknowledged."""
         return self._transport.session.memory(name).writes
 
-    def count_unflushed_rows(self, name: str, count: int) -> None:
+    def note_unflushed_rows(self, name: str, count: int) -> None:
         """Tell that rows were written to Milvus Lite, which searches unflushed ones slowly."""
-        memory = self._transport.session.memory(name)
-        memory.unflushed_rows += count
-        if memory.unflushed_rows >= lite.UNFLUSHED_ROWS:
-            memory.unflushed_rows %= lite.UNFLUSHED_ROWS
+        if self._transport.session.memory(name).unflushed.wrote(count):
+            self._flush_soon(name)
+
+    def note_search(self, name: str) -> None:
+        """Tell that a collection of Milvus Lite is searched."""
+        if self._transport.session.memory(name).unflushed.searched():
             self._flush_soon(name)
 
     # Data, through the wire.

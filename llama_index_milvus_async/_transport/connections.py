@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
@@ -26,6 +26,7 @@ from ..stats import KindStats
 from . import lite, session
 from .asynchronous import AsyncBackend, AsyncTransport, Sharing
 from .blocking import BlockingBackend, BlockingTransport
+from .flushing import UnflushedRows
 from .registry import (
     BlockingClient,
     BlockingConnection,
@@ -57,17 +58,23 @@ class _Uses:
         #: Counts of loops that have ended.
         self.ended: dict[str, KindStats] = {}
 
+    def refuse(self) -> None:
+        """Refuse calls from now on."""
+        with self.lock:
+            self.closed = True
+            for use in self.loops.values():
+                use.backend.closed = True
+
     def take_all(self) -> list[BlockingConnection | LoopConnection]:
         """Give up everything; returns the connections that have to close."""
         with self.lock:
-            self.closed = True
+            self.refuse()
             loops, self.loops = self.loops, {}
             blocking, self.blocking = self.blocking, None
         used: list[Any] = [use.connection for use in loops.values()]
         used += [] if blocking is None else [blocking]
         to_close = [connection for connection in used if registry.release(connection)]
         for use in loops.values():
-            use.backend.closed = True
             _add_counts(self.ended, use.counts())
         return to_close
 
@@ -120,7 +127,7 @@ class Connections:
         self._blocking_transport = BlockingTransport(address, self._session, self._connect_blocking)
         # Weakly, for what a store uses must not keep it alive.
         self._flush_soon = partial(_flush_soon, weakref.ref(self))
-        self._flushing: set[threading.Thread] = set()
+        self._flushing: dict[threading.Thread, UnflushedRows] = {}
         self._finalizer = weakref.finalize(self, _drop, self._uses)
         self._finalizer.atexit = False
         _live.add(self)
@@ -244,9 +251,9 @@ class Connections:
 
         Those of loops in other threads are closed by their loops.
         """
-        connections = self._uses.take_all()
+        self._uses.refuse()
         self._end_flushes()
-        for connection in connections:
+        for connection in self._uses.take_all():
             close_from_outside(connection)
         self._close_client()
 
@@ -255,13 +262,14 @@ class Connections:
 
         The running loop's is closed before this returns.
         """
+        self._uses.refuse()
         # Not cut short where the caller is cancelled: nobody else would close them.
-        await asyncio.shield(self._close_all(self._uses.take_all()))
+        await asyncio.shield(self._close_all())
 
-    async def _close_all(self, connections: Sequence[BlockingConnection | LoopConnection]) -> None:
+    async def _close_all(self) -> None:
         if self._flushing:
             await asyncio.to_thread(self._end_flushes)
-        for connection in connections:
+        for connection in self._uses.take_all():
             if isinstance(connection, LoopConnection) and connection.loop is running_loop():
                 await connection.close()
             else:
@@ -270,15 +278,21 @@ class Connections:
         await asyncio.to_thread(self._close_client)
 
     def _start_flush(self, collection_name: str) -> None:
+        unflushed = self.memory(collection_name).unflushed
+        backend = self.blocking()
+
         def flush() -> None:
             # Only a matter of speed: a dropped collection, say, is no reason to complain.
             with suppress(Exception):
-                run_sync(self.blocking().flush(collection_name))
-            self._flushing.discard(thread)
+                self._connect_blocking()  # while that is allowed: closing has it flush at once
+                unflushed.wait_until_due()
+                run_sync(backend.flush(collection_name))
+            unflushed.ended()
+            del self._flushing[thread]
 
         name = "llama-index-milvus-async-flush"
         thread = threading.Thread(target=flush, name=name, daemon=True)
-        self._flushing.add(thread)
+        self._flushing[thread] = unflushed
         thread.start()
 
     def _end_flushes(self) -> None:
@@ -286,7 +300,8 @@ class Connections:
 
         Milvus Lite complains where the process ends meanwhile.
         """
-        for thread in tuple(self._flushing):
+        for thread, unflushed in tuple(self._flushing.items()):
+            unflushed.hasten()
             thread.join(SECONDS_FOR_A_FLUSH)
 
     def _close_client(self) -> None:
@@ -317,7 +332,7 @@ def _add_counts(
 
 
 def _flush_soon(reference: weakref.ref[Connections], collection_name: str) -> None:
-    """Flush a collection of Milvus Lite, in a thread."""
+    """Have a collection of Milvus Lite flushed when that is due, in a thread."""
     if (connections := reference()) is not None:
         connections._start_flush(collection_name)  # noqa: SLF001
 

@@ -21,8 +21,6 @@ from ..errors import CollectionError, LiteNotInstalledError
 
 logger = logging.getLogger(__name__)
 
-#: Rows of Milvus Lite that may be unflushed: each adds 75 µs to every search.
-UNFLUSHED_ROWS = 1_000
 #: Seconds after an answer in which a server is not started anew without a request being lost.
 SECONDS_OF_NO_RESTART = 5.0
 

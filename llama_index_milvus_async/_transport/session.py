@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from .._concurrency.fair_lock import FairLock
 from .._wire.stub import last_write
+from .flushing import UnflushedRows
 from .lite import CollectionLocks
 
 #: Under "Session" Milvus shows a process its own inserts, but its own deletes only from the next
@@ -43,7 +44,7 @@ class CollectionMemory:
         deleted_at: When something was last deleted, by the clock of `time.monotonic`.
         locks: Who may use it at the same time, `None` where the engine does not care.
         partitions: Partitions that were there when the process last asked for them.
-        unflushed_rows: Rows that were written since the last flush; counted on Milvus Lite only.
+        unflushed: The rows that were written since the last flush; counted on Milvus Lite only.
         writes: How many inserts and upserts Milvus has acknowledged.
         rewriting: Held alone by who reads rows to write them again, and shared by all other writes.
         replica_number: How many copies to load; `None` for Milvus' own number.
@@ -52,9 +53,9 @@ class CollectionMemory:
     last_write: int = 0
     deleted_at: float = -math.inf
     locks: CollectionLocks | None = None
-    unflushed_rows: int = 0
     writes: int = 0
     replica_number: int | None = None
+    unflushed: UnflushedRows = field(default_factory=UnflushedRows)
     partitions: set[str] = field(default_factory=set)
     rewriting: FairLock = field(default_factory=FairLock)
 
@@ -151,10 +152,11 @@ class Session:
 
 
 def after_fork_in_child() -> None:
-    """Forget the locks: threads of the parent may hold them."""
+    """Forget the locks, which threads of the parent may hold, and flushes that they wait for."""
     global _writing
     _writing = threading.Lock()
     for memory in _memories.values():
         memory.rewriting = FairLock()
+        memory.unflushed = UnflushedRows()
         if memory.locks is not None:
             memory.locks = CollectionLocks()
