@@ -33,7 +33,7 @@ from llama_index_milvus_async._rpc import Hits
 from llama_index_milvus_async._translation.engine import Engine
 from llama_index_milvus_async._translation.layout import Column, Index, Layout
 from llama_index_milvus_async._translation.vectors import packed
-from llama_index_milvus_async.errors import QueryError, RowError
+from llama_index_milvus_async.errors import FilterError, QueryError, RowError
 
 DEFAULT, SPARSE, TEXT_SEARCH, HYBRID, MMR = (
     VectorStoreQueryMode.DEFAULT,
@@ -96,6 +96,29 @@ def test_calls_share_requests_that_are_the_same() -> None:
         requests.append(leg.request)
     assert requests[0] is requests[1]
     assert [request.params["params"]["ef"] for request in requests] == [16, 16, 32]
+
+
+def test_expressions_that_are_remembered_are_those_of_their_filters() -> None:
+    memory = SearchMemory()
+    only = MetadataFilter(key="flag", value=0)
+    values: list[Any] = [1, True, 1.0, "1", 1, [1], "1" * 300, None, 2]
+    changes = [{"value": value} for value in values]
+    changes += [{"operator": ">"}, {"key": "text", "value": "x", "operator": "=="}]
+    groups = [MetadataFilters(filters=[only, only], condition=one) for one in ("and", "or", "not")]
+    found, expected = [], []
+    for change in changes:
+        only.__dict__.update(change)
+        for filters in (*groups, MetadataFilters(filters=[groups[1], only])):
+            for expressions, memory_of_planner in ((found, memory), (expected, SearchMemory())):
+                asking = planner()
+                asking._memory = memory_of_planner
+                try:
+                    prepared = asking.prepare(query(DEFAULT, filters=filters))
+                    expressions.append(prepared.legs[0].request.expression)
+                except FilterError as error:
+                    expressions.append(str(error))
+    assert found == expected
+    assert len(set(found)) > 20
 
 
 def test_requests_that_are_remembered_have_a_bound() -> None:

@@ -37,7 +37,8 @@ from .values import check_search_config
 
 T = TypeVar("T")
 
-#: Requests and readers that a collection remembers. Filters that differ for each user make many.
+#: Requests, expressions and readers that a collection remembers. Filters that differ for each user
+#: make many.
 MAX_REMEMBERED = 256
 #: Characters of the longest expression of such a request.
 MAX_REMEMBERED_EXPRESSION = 1_000
@@ -143,7 +144,10 @@ def _packed(argument: str, embedding: Any, column: Column) -> Any:
 
 
 class SearchMemory:
-    """Readers and requests that searches of one collection have in common, from call to call."""
+    """What searches of one collection have in common, from call to call.
+
+    Readers, expressions and requests.
+    """
 
     def __init__(self) -> None:
         self._made: dict[Hashable, Any] = {}
@@ -295,20 +299,35 @@ class SearchPlanner:
 
     def _expression(self, query: VectorStoreQuery) -> str:
         """The filter of a query; queries mostly have the same objects in common."""
-        # By identity: comparing filters takes as long as building their expression.
         key = id(query.filters), id(query.node_ids), id(query.doc_ids)
         if key not in self._expressions:
-            self._expressions[key] = _filters.build_expression(
-                self._layout,
-                filters=query.filters,
-                # VectorStoreIndex.as_retriever() says "every node" with an empty list, where the
-                # store keeps the nodes itself.
-                node_ids=query.node_ids or None,
-                doc_ids=query.doc_ids,
-                scalar_filters=self._options.milvus_scalar_filters,
-                string_expr=self._options.string_expr,
-            )
+            options, known = self._options, None
+            if not (
+                query.node_ids
+                or query.doc_ids is not None
+                or options.milvus_scalar_filters is not None
+                or options.string_expr
+            ):
+                known = _filters.fingerprint(query.filters)
+            if known is None:
+                self._expressions[key] = self._new_expression(query)
+            else:
+                self._expressions[key] = self._memory.get(
+                    known, lambda: self._new_expression(query)
+                )
         return self._expressions[key]
+
+    def _new_expression(self, query: VectorStoreQuery) -> str:
+        return _filters.build_expression(
+            self._layout,
+            filters=query.filters,
+            # VectorStoreIndex.as_retriever() says "every node" with an empty list, where the
+            # store keeps the nodes itself.
+            node_ids=query.node_ids or None,
+            doc_ids=query.doc_ids,
+            scalar_filters=self._options.milvus_scalar_filters,
+            string_expr=self._options.string_expr,
+        )
 
     def _request(self, key: _SearchKey) -> tuple[Search, Search | None]:
         """The search of a field, and the exhaustive one of the same."""

@@ -11,7 +11,7 @@ says, the function behind `SimpleVectorStore`: a row without the key, or with nu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from llama_index.core.bridge.pydantic import ValidationError
@@ -41,6 +41,10 @@ from .expressions import (
 from .keys import source_target, target_of
 from .layout import NO_DOC_ID, Layout
 from .targets import Target
+
+#: Characters of the longest text in a fingerprint, which is remembered.
+MAX_FINGERPRINTED = 256
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def build_expression(
@@ -119,6 +123,25 @@ def metadata_filters(given: Any) -> MetadataFilters:
         f"filters must be MetadataFilters, found {type(given).__name__}; write "
         "MetadataFilters(filters=[MetadataFilter(key=..., value=...)])"
     )
+
+
+def fingerprint(filters: Any) -> Hashable | None:
+    """What filters of the same expression have in common; it costs a tenth of the expression.
+
+    Returns:
+        `None` for filters that are nested, or have lists or long texts.
+    """
+    group = metadata_filters(filters)
+    parts = []
+    for part in group.filters:
+        if type(part) is not MetadataFilter:
+            return None
+        value = part.value
+        if type(value) not in _PLAIN or (type(value) is str and len(value) > MAX_FINGERPRINTED):
+            return None
+        # 1, 1.0 and True are equal, and are not spelled alike.
+        parts.append((part.key, part.operator, type(value), value))
+    return group.condition, *parts
 
 
 def _no_row(layout: Layout) -> str:

@@ -7,7 +7,7 @@ validation returns it as it is, and the node is put together here. All others go
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from llama_index.core.bridge.pydantic import BaseModel
@@ -38,6 +38,8 @@ _RELATED_KEYS = (*_RELATED_FIELDS, "class_name")
 #: validated, in its own way.
 TEXT_NODE_FIELDS = frozenset(_FIELDS)
 RELATED_NODE_FIELDS = frozenset(_RELATED_FIELDS)
+_TEXT_NODE_FIELDS_SET = set(_FIELDS)
+_RELATED_NODE_FIELDS_SET = set(_RELATED_FIELDS)
 
 _RELATIONSHIPS: Mapping[Any, NodeRelationship] = {kind.value: kind for kind in NodeRelationship}
 _OPTIONAL_TEXT = frozenset({str, type(None)})
@@ -107,7 +109,7 @@ def plain_text_node(data: Any, node_id: str, text: str) -> TextNode | None:
         "end_char_idx": end,
         "text_template": text_template,
     }
-    return _unvalidated(TextNode, fields, TEXT_NODE_FIELDS)
+    return _unvalidated(TextNode, fields, _TEXT_NODE_FIELDS_SET)
 
 
 def _related_node(data: Any) -> RelatedNodeInfo | None:
@@ -127,18 +129,25 @@ def _related_node(data: Any) -> RelatedNodeInfo | None:
         "metadata": metadata,
         "hash": content_hash,
     }
-    return _unvalidated(RelatedNodeInfo, fields, RELATED_NODE_FIELDS)
+    return _unvalidated(RelatedNodeInfo, fields, _RELATED_NODE_FIELDS_SET)
 
 
 def _are_texts(value: Any) -> bool:
     return type(value) is list and (not value or all(type(one) is str for one in value))
 
 
-def _unvalidated(cls: type[Model], fields: dict[str, Any], fields_set: Set[str]) -> Model:
-    """Make a model as `model_construct` does, without looking for defaults and aliases."""
+def _unvalidated(cls: type[Model], fields: dict[str, Any], fields_set: set[str]) -> Model:
+    """Make a model as `model_construct` does, without looking for defaults and aliases.
+
+    Args:
+        cls: The class.
+        fields: Its fields.
+        fields_set: Their names. All models have this very set: it grows where a field is set
+            that is not in it yet, and there is none.
+    """
     model = cls.__new__(cls)
     _set(model, "__dict__", fields)
-    _set(model, "__pydantic_fields_set__", set(fields_set))
+    _set(model, "__pydantic_fields_set__", fields_set)
     _set(model, "__pydantic_extra__", None)
     _set(model, "__pydantic_private__", None)
     return model
