@@ -126,7 +126,6 @@ class Entry:
     # It never holds an exception: one that nobody retrieves is reported by the loop, and that
     # happens where the caller is cancelled just when it is woken.
     future: asyncio.Future[None]
-    timer: asyncio.TimerHandle | None = None  # of the deadline
     place: _Entries | None = None  # where it waits or travels; None once settled
     batch: _Batch | None = None  # the call that it travels in
     refusals: int = 0  # for overload
@@ -185,11 +184,24 @@ class _Lane:
     )  # waiting for room; not counted in bytes
     queues: OrderedDict[Hashable, _Queue] = field(default_factory=OrderedDict)  # next turn first
     bytes: int = 0  # waiting in queues and under way
-    in_flight: int = 0
+    under_way: set[_Batch] = field(default_factory=set)
     window: int = 0  # counts the halvings: only calls sent after one tell whether it was enough
     successes: int = 0  # since the limit last changed
     refusals: int = 0  # windows refused since the last success, or since nothing waited
     pause: asyncio.TimerHandle | None = None
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.under_way)
+
+    def entries(self) -> Iterator[Entry]:
+        """All that wait or travel, and some that are settled."""
+        yield from self.overflow
+        for queue in self.queues.values():
+            for part in (*queue.resend_first, queue.entries):
+                yield from part
+        for batch in self.under_way:
+            yield from batch.live
 
     def queue(self, key: Hashable) -> _Queue:
         queue = self.queues.get(key)
@@ -240,6 +252,9 @@ class Coalescer:
         )  # next turn first
         self._tasks: set[asyncio.Task[None]] = set()  # one for each call, from its turn on
         self._starting: _Batch | None = None  # whose task has not taken its items yet
+        # For the earliest deadline. One timer for each entry would cost as much as all else here.
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
 
     async def submit(
         self,
@@ -272,9 +287,6 @@ class Coalescer:
         except asyncio.CancelledError:
             self.withdraw(entry)
             raise
-        finally:
-            if entry.timer is not None:
-                entry.timer.cancel()
         if (shares := _batch_sizes.get()) is not None:
             shares[kind.name] = max(shares.get(kind.name, 0), entry.companions)
         error, entry.error = entry.error, None
@@ -311,8 +323,8 @@ class Coalescer:
         deadline = math.inf if timeout is None else now + timeout
         number, context, future = lane.stats.calls, copy_context(), loop.create_future()
         entry = Entry(lane, key, item, weight, size, deadline, now, number, context, future)
-        if timeout is not None:
-            entry.timer = loop.call_later(timeout, self._expire, entry, context=context)
+        if deadline < self._alarm_at:
+            self._set_alarm(deadline)
         entry.place = lane.overflow
         lane.overflow[entry] = None
         self._admit(lane)
@@ -386,7 +398,7 @@ class Coalescer:
         batch.task.add_done_callback(partial(self._ended, lane, batch))
         self._tasks.add(batch.task)
         self._starting = batch
-        lane.in_flight += 1
+        lane.under_way.add(batch)
 
     async def _send(self, lane: _Lane, batch: _Batch, first: Entry) -> None:
         """The task of one call, in the context of the first item's caller."""
@@ -520,6 +532,32 @@ class Coalescer:
         lane.pause = None
         self._admit(lane)
 
+    def _set_alarm(self, deadline: float) -> None:
+        """Be called at a deadline, in place of what was set before; never for an infinite one."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._alarm_at = deadline
+        if deadline < math.inf:
+            self._alarm = asyncio.get_running_loop().call_later(
+                deadline - self._clock(), self._expire_all, context=Context()
+            )
+
+    def _expire_all(self) -> None:
+        """End the waits of all whose deadlines have passed."""
+        now = self._clock()
+        waiting = [
+            entry
+            for lane in self._lanes.values()
+            for entry in lane.entries()
+            if not entry.future.done()
+        ]
+        left = [entry.deadline for entry in waiting if entry.deadline > now]
+        self._set_alarm(min(left, default=math.inf))
+        for entry in waiting:
+            if entry.deadline <= now:
+                self._expire(entry)
+
     def _expire(self, entry: Entry) -> None:
         """End the wait of a caller whose deadline has passed, unless it has ended."""
         under_way = entry.batch is not None
@@ -546,11 +584,12 @@ class Coalescer:
             lane.bytes -= entry.size
             lane.tidy(entry.key)
         self._admit(lane)
+        self._rest()
 
     def _ended(self, lane: _Lane, batch: _Batch, task: asyncio.Task[None]) -> None:
         """Free the slot of a call, and give others their turns."""
         self._tasks.discard(task)
-        lane.in_flight -= 1
+        lane.under_way.discard(batch)
         if self._starting is batch:  # cancelled before its first step
             self._starting = None
         error = None if task.cancelled() else task.exception()
@@ -570,6 +609,12 @@ class Coalescer:
         batch.sent.clear()
         batch.live.clear()
         self._admit(lane)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Keep no timer where nobody waits."""
+        if self._alarm is not None and self.is_idle:
+            self._set_alarm(math.inf)
 
 
 def _fail(entries: Sequence[Entry], error: BaseException) -> None:

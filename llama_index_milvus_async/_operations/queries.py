@@ -73,8 +73,17 @@ async def query(
 ) -> VectorStoreQueryResult:
     """Answer a query."""
     check_is_query("query", query)
-    [result] = await query_many(context, [query], options)
-    return result
+    check_search_options(options)
+    await context.backend.convert((query,), partial(check_query, options=options))
+    if query.doc_ids is not None and not query.doc_ids:
+        return empty_result()
+    if asks_for_all_that_match(query, options):
+        [answer] = await list_matching(context, [query], options)
+        return answer
+    found: Sequence[Found] = await context.with_ready(
+        partial(_find, context, (query,), options), missing=()
+    )
+    return await _result(context, found[0]) if found else empty_result()
 
 
 async def query_many(

@@ -25,6 +25,7 @@ from tests.coalescing.server import (
     occupied,
     outcomes,
     submitted,
+    timers,
     turns,
 )
 
@@ -238,6 +239,26 @@ async def test_what_expired_before_the_loop_says_so_is_not_sent(server):
     assert isinstance(tasks[0].exception(), asyncio.TimeoutError)
     await server.answer_all()
     await outcomes(tasks)
+
+
+async def test_one_timer_serves_all_deadlines(server):
+    with frozen() as clock:
+        coalescer, kind = new_coalescer(clock=clock), server.kind()
+        before = len(timers())
+        tasks = [
+            asyncio.create_task(coalescer.submit(kind, "k", t, timeout=t))
+            for t in (30, 10, 20, None, 40)
+        ]
+        await turns(1)
+        for passed in range(1, 4):
+            assert len(timers()) == before + 1
+            await clock.advance(10)
+            assert sum(task.done() for task in tasks) == passed
+        await server.answer_all()
+        assert [task.done() for task in tasks] == [True] * 5
+        assert len(timers()) == before
+    with suppress(asyncio.TimeoutError):
+        await asyncio.gather(*tasks)
 
 
 # The end of things

@@ -307,7 +307,7 @@ async def test_a_pause_ends_when_nobody_waits_for_it(server):
     for call in server.open:
         call.refuse(OverloadError())
     await turns()
-    assert len(timers()) == before + 3  # two deadlines, one pause
+    assert len(timers()) == before + 2  # one for the deadlines, and the pause
     for task in tasks:
         task.cancel()
     await turns()
