@@ -31,6 +31,8 @@ VENVBENCH := .venv-bench
 VENVUPSTREAM := .venv-upstream
 LITE2 := .milvus-lite-2
 VENVDOCS := .venv-docs
+# What the tests with pymilvus 3.0 need.
+TESTED := $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt $(LITE2)/installed.txt
 INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -68,9 +70,16 @@ quality: $(VENV)/.installed-demo ## recall and nDCG of dense, full-text and hybr
 check: lint types $(VENV)/.installed-dev ## lint, types, and the tests that take no time; for the inner loop
 	$(VENV)/bin/python $(PYTEST) -m '(pure or path) and not slow and not other_colour' $(PYTEST_ARGS)
 
-test: lint types test-pymilvus30 test-pymilvus26 ## lint, types, and the tests with both lines of pymilvus
+# Tests wait half of the time: types, and pymilvus 2.6, go beside the tests with 3.0, and are shown after them.
+test: lint $(TESTED) $(VENV26)/.installed ## lint, types, and the tests with both lines of pymilvus
+	@mkdir -p build; \
+		$(MAKE) types test-pymilvus26 WORKERS=2 > build/beside.log 2>&1 & beside=$$!; \
+		trap 'kill $$beside' INT TERM; \
+		$(MAKE) test-pymilvus30; status=$$?; \
+		wait $$beside || status=$$?; \
+		cat build/beside.log; exit $$status
 
-test-pymilvus30: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt $(LITE2)/installed.txt ## the tests with pymilvus 3.0
+test-pymilvus30: $(TESTED) ## the tests with pymilvus 3.0
 	@echo "==== tests with pymilvus 3.0 ($(VENV)) ===="
 	$(VENV)/bin/python $(PYTEST) -m 'not slow and not other_colour' $(PYTEST_ARGS)
 
@@ -83,7 +92,7 @@ test-newest: $(VENVNEWEST)/bin/python ## the same with the newest pymilvus and l
 	$(VENVNEWEST)/bin/python $(INSTALL) --upgrade --pre pymilvus 'llama-index-core<0.15'
 	$(VENVNEWEST)/bin/python $(PYTEST) -m 'both_lines and not slow' $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed-dev $(VENVUPSTREAM)/installed.txt $(LITE2)/installed.txt ## what `make test` has in a short form only, and the soak
+test-slow: $(TESTED) ## what `make test` has in a short form only, and the soak
 	$(VENV)/bin/python $(PYTEST) -m 'slow or other_colour' $(PYTEST_ARGS)
 	$(MAKE) soak
 
