@@ -279,21 +279,25 @@ class Connections:
 
     def _start_flush(self, collection_name: str) -> None:
         unflushed = self.memory(collection_name).unflushed
-        backend = self.blocking()
 
         def flush() -> None:
             # Only a matter of speed: a dropped collection, say, is no reason to complain.
             with suppress(Exception):
+                backend = self.blocking()
                 self._connect_blocking()  # while that is allowed: closing has it flush at once
                 unflushed.wait_until_due()
                 run_sync(backend.flush(collection_name))
             unflushed.ended()
-            del self._flushing[thread]
+            self._flushing.pop(thread, None)
 
         name = "llama-index-milvus-async-flush"
         thread = threading.Thread(target=flush, name=name, daemon=True)
         self._flushing[thread] = unflushed
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending
+            unflushed.ended()
+            del self._flushing[thread]
 
     def _end_flushes(self) -> None:
         """Wait for what is flushed in the background.

@@ -39,7 +39,7 @@ class UnflushedRows:
             self._wrote_at = time.monotonic()
             if self._rows >= MAX_UNFLUSHED_ROWS:
                 self._due.set()
-            return self._is_needed()
+            return self._claim()
 
     def searched(self) -> bool:
         """Note a search; returns whether a flush is needed that nobody waits for yet."""
@@ -47,9 +47,10 @@ class UnflushedRows:
             return False
         with self._lock:
             self._due.set()
-            return self._is_needed()
+            return self._claim()
 
-    def _is_needed(self) -> bool:
+    def _claim(self) -> bool:
+        """Whether a flush is needed that nobody waits for; the caller is to wait for it."""
         needed = self._rows >= UNFLUSHED_ROWS and not self._is_awaited
         self._is_awaited = self._is_awaited or needed
         return needed
@@ -68,5 +69,5 @@ class UnflushedRows:
             self._due.clear()
 
     def ended(self) -> None:
-        """Tell that the flush has ended, in whatever way."""
+        """Tell that the flush has been made, or is given up."""
         self._is_awaited = False
