@@ -16,8 +16,8 @@ SOAK_ARGS ?=
 WORKERS ?= 6
 # Tests are shuffled, in the same way each time unless another seed is passed.
 SEED ?= 1
-# Tests of one file share collections, and stay together. Which marks there are says
-# tests/fixtures/selection.py.
+# Tests of one file share collections, and stay together. tests/fixtures/selection.py
+# sets the marks.
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --randomly-seed=$(SEED)
 
 # Workers and programs that tests start read the byte code of those before them.

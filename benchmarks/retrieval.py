@@ -114,7 +114,7 @@ def recall(ranking: Sequence[str], relevant: Collection[str], k: int) -> float:
 
 
 def ndcg(ranking: Sequence[str], relevant: Collection[str], k: int) -> float:
-    """Normalised discounted cumulative gain of the first k, where a relevant passage gains 1.
+    """Normalized discounted cumulative gain of the first k, where a relevant passage gains 1.
 
     A gain at rank r counts 1 / log2(r + 1), and the sum is divided by that of the best order
     (Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002).

@@ -84,7 +84,7 @@ class Library:
         return len(nodes)
 
     async def delete(self, document_id: str) -> None:
-        """Delete a document; that it is not there is no error."""
+        """Delete a document. One that is not there is not an error."""
         async with self._lock(document_id):
             await self.store.adelete(document_id)
 

@@ -1,7 +1,7 @@
 """What the programs of this folder share: their questions, models, words and errors.
 
-Nothing here is about Milvus. The embedding model and the language model are imported where they are
-loaded: PyTorch takes seconds, which neither --help nor a mistyped folder should cost.
+The models are imported where they are loaded: PyTorch takes seconds, which neither --help nor a
+mistyped folder should cost.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from llama_index.core.embeddings import BaseEmbedding
     from llama_index.core.schema import BaseNode
     from llama_index.llms.openai import OpenAI
@@ -32,8 +30,7 @@ QUESTIONS = [
     "Why is it always six o'clock at the Mad Tea-Party?",
     "How long does light take to come from the Sun to the Earth?",
 ]
-# In tokens of LlamaIndex's tokenizer. The default model reads 256 of its own, which are shorter,
-# and ignores the rest of a text.
+# In tokens of LlamaIndex's tokenizer. The default model ignores what exceeds 256 of its own.
 CHUNK_SIZE = 160
 CHUNK_OVERLAP = 20
 
@@ -125,22 +122,17 @@ def find_texts(folder: Path) -> list[Path]:
         raise DemoError(f"{folder} is not a folder.")
     texts = []
     for path in sorted(folder.rglob("*.txt")):
-        if is_text(path):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        if text.strip() and "\0" not in text:
             texts.append(path)
         else:
             print(f"Skipped {path.relative_to(folder)}: no text in UTF-8.")
     if not texts:
         raise DemoError(f"{folder} holds no .txt file with text in it.")
     return texts
-
-
-def is_text(path: Path) -> bool:
-    """Whether a file can be read as text, and has some."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    return "\0" not in text and text.strip() != ""
 
 
 def load_embed_model(name: str | None) -> BaseEmbedding:
@@ -198,14 +190,9 @@ def no_answer(llm: OpenAI, error: OpenAIError) -> DemoError:
 
 def indented(text: str, max_lines: int | None = None) -> str:
     """Text as a paragraph that fits the terminal."""
-    return textwrap.fill(
-        " ".join(text.split()),
-        width=min(shutil.get_terminal_size().columns, 100),
-        initial_indent=" " * 7,
-        subsequent_indent=" " * 7,
-        max_lines=max_lines,
-        placeholder=" ...",
-    )
+    width = min(shutil.get_terminal_size().columns, 100) - 7
+    lines = textwrap.wrap(" ".join(text.split()), width, max_lines=max_lines, placeholder=" ...")
+    return textwrap.indent("\n".join(lines), " " * 7)
 
 
 def count(things: Sequence[object], noun: str) -> str:

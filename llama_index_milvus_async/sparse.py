@@ -28,7 +28,7 @@ __all__ = [
 class BaseSparseEmbeddingFunction(ABC):
     """Computes the sparse embeddings of queries and documents on this side.
 
-    A subclass defines `encode_queries` and `encode_documents`; both may block. The asynchronous
+    A subclass defines `encode_queries` and `encode_documents`; both may block. The async
     methods then call these in a thread. One that has an async interface of its own overrides
     them; these are then awaited on the event loop and must not block it.
 

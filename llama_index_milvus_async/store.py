@@ -105,7 +105,7 @@ class MilvusVectorStore(MaintainedStore):
             A node that has its sparse embedding in its metadata already, as `{index: value}` under
             the column's name, keeps it; it is not stored as metadata. The function is called once
             for the other texts of a batch, one call at a time on each event loop, and never on
-            the loop unless it is asynchronous; blocking calls in several threads call it at the
+            the loop unless it is async; blocking calls in several threads call it at the
             same time. Pass it again to a store that is rebuilt from `to_dict`.
         index_management: Whether to create a missing index.
         batch_size: Most rows of one insert; its bytes are bounded besides.

@@ -191,6 +191,12 @@ async def test_the_service_of_the_page_gives_errors_a_status(
     assert answer.status_code == status
 
 
+def test_what_a_newcomer_reads_is_short() -> None:
+    limits = {ROOT / "README.md": 120} | dict.fromkeys((ROOT / "examples").glob("*.py"), 200)
+    lines = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in limits}
+    assert {name_of(file): lines[file] for file in limits if lines[file] > limits[file]} == {}
+
+
 def test_few_blocks_are_not_run() -> None:
     every = [block for found in PYTHON.values() for block in found]
     left_out = [block for block in every if block.reason is not None]

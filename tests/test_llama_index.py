@@ -79,7 +79,7 @@ def index_of(store, documents=(), **kwargs):
 
 
 async def call(colour, target, name, *args, **kwargs):
-    """Calls a method of LlamaIndex, or its asynchronous twin."""
+    """Calls a method of LlamaIndex, or its async counterpart."""
     if colour == "sync":
         return getattr(target, name)(*args, **kwargs)
     return await getattr(target, f"a{name}")(*args, **kwargs)

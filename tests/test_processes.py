@@ -384,8 +384,8 @@ def test_workers_of_uvicorn_share_a_new_collection(make_store, serve):
     service.send_signal(signal.SIGTERM)
     assert service.exit_status() in (0, -signal.SIGTERM), service.stderr
     assert service.stderr.count("Application shutdown complete") == 2
-    # What fails in a worker uvicorn tells so, and what is left over Python. Of a race of the two
-    # for the collection others may write there what they like, as long as no request fails.
+    # uvicorn logs what fails in a worker, and Python what is left over. The workers race for the
+    # collection: other packages may log that as they like, as long as no request fails.
     assert not re.search(
         r"^ERROR:|^Exception ignored|never retrieved|was destroyed", service.stderr, re.M
     )
