@@ -16,7 +16,7 @@ from .column_values import MAX_JSON_BYTES, sent_value
 from .layout import DYNAMIC_FIELD, NODE_CONTENT_FIELD, NODE_TYPE_FIELD, VECTOR_TYPES, Layout
 from .node_json import dumps, plain_metadata
 from .node_to_row import PackedRow, RowPacker
-from .plain_json import NOT_JSON
+from .plain_json import NOT_JSON, NotJsonError
 from .row_to_node import RowReader
 from .sparse_vectors import sparse_bytes, sparse_vector
 
@@ -71,6 +71,8 @@ class MetadataChange:
                 )
         try:
             plain = plain_metadata(self.set, frozenset())
+        except NotJsonError as error:
+            raise QueryError(f"set{str(error).removeprefix('metadata')}") from error
         except NOT_JSON as error:
             raise QueryError(f"set has what JSON cannot carry: {error}") from error
         problems: list[str] = []
