@@ -31,6 +31,7 @@ def test_one_flush_is_waited_for_at_a_time():
     assert not unflushed.wrote(UNFLUSHED_ROWS)
     assert not unflushed.searched()
     unflushed.wait_until_due()
+    unflushed.begin_flush()
     unflushed.wrote(UNFLUSHED_ROWS)
     unflushed.ended()
     assert unflushed.searched()
@@ -49,7 +50,15 @@ def test_a_flush_is_due_once_nobody_writes():
     began = time.monotonic()
     unflushed.wait_until_due()
     assert time.monotonic() - began > QUIET_SECONDS / 2
+
+
+def test_what_is_flushed_counts_no_longer():
+    unflushed = UnflushedRows()
+    unflushed.wrote(UNFLUSHED_ROWS)
+    unflushed.ended()
+    unflushed.begin_flush()
     assert not unflushed.searched()
+    assert not unflushed.wrote(UNFLUSHED_ROWS - 1)
 
 
 def test_a_flush_waits_while_somebody_writes():

@@ -253,6 +253,7 @@ class Backend(ABC):
 
     async def flush(self, name: str, timeout: float | None = None) -> None:
         """Seal what was written so far."""
+        self._transport.session.memory(name).unflushed.begin_flush()
         await self._call("flush", name, timeout=timeout)
 
     def note_collection(self, name: str, real_name: str, *, locks: bool) -> None:

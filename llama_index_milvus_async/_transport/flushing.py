@@ -60,10 +60,13 @@ class UnflushedRows:
         self._due.set()
 
     def wait_until_due(self) -> None:
-        """Wait until a flush is due, and begin to count anew. Blocks."""
+        """Wait until a flush is due. Blocks."""
         while (quiet := self._wrote_at + QUIET_SECONDS - time.monotonic()) > 0:
             if self._due.wait(quiet):
                 break
+
+    def begin_flush(self) -> None:
+        """Count anew; whoever makes a flush calls it before."""
         with self._lock:
             self._rows = 0
             self._due.clear()
