@@ -45,6 +45,7 @@ from .targets import Target
 #: Characters of the longest text in a fingerprint, which is remembered.
 MAX_FINGERPRINTED = 256
 _PLAIN = frozenset({str, int, float, bool, type(None)})
+_NO_FILTERS = MetadataFilters(filters=[])
 
 
 def build_expression(
@@ -117,8 +118,10 @@ def metadata_filters(given: Any) -> MetadataFilters:
     """
     if isinstance(given, MetadataFilters):
         return given
-    if given is None or isinstance(given, MetadataFilter):
-        return MetadataFilters(filters=[] if given is None else [given])
+    if given is None:
+        return _NO_FILTERS
+    if isinstance(given, MetadataFilter):
+        return MetadataFilters(filters=[given])
     raise FilterError(
         f"filters must be MetadataFilters, found {type(given).__name__}; write "
         "MetadataFilters(filters=[MetadataFilter(key=..., value=...)])"
