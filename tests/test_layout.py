@@ -124,6 +124,7 @@ async def test_values_that_a_column_cannot_hold_are_refused(laid_out, coloured) 
             await store.add([node("bad", **{**FULL, key: value})])
 
 
+@pytest.mark.in_order
 def test_indexes_are_what_the_engine_has(laid_out, engine, raw) -> None:
     def index(name: str) -> Any:
         names = raw.list_indexes(laid_out.collection_name, field_name=name)
@@ -136,7 +137,10 @@ def test_indexes_are_what_the_engine_has(laid_out, engine, raw) -> None:
     assert index("price") is None
 
 
+@pytest.mark.in_order
 def test_an_existing_collection_is_compared(laid_out, make_shared_store, engine) -> None:
+    """Makes an index that the collection did not have."""
+
     def open_with(**arguments: Any) -> MilvusVectorStore:
         name = laid_out.collection_name
         return make_shared_store(**{"collection_name": name, **arguments}).connect()
