@@ -61,7 +61,7 @@ bench-scale: $(VENV)/.installed-dev ## a million nodes: adding, queries as the c
 bench-moving: $(VENV)/.installed-dev ## a copy of 100,000 nodes from Milvus Lite to a server; 15 minutes
 	$(VENV)/bin/python -m benchmarks.moving $(BENCH_ARGS)
 
-bench-loops: $(VENVBENCH)/.installed ## asyncio's event loop and uvloop's; 2 minutes
+bench-loops: $(VENVBENCH)/.installed ## asyncio's event loop and uvloop's; 4 minutes
 	$(VENVBENCH)/bin/python -m benchmarks.loops $(BENCH_ARGS)
 
 quality: $(VENV)/.installed-demo ## recall and nDCG of dense, full-text and hybrid retrieval

@@ -4,7 +4,8 @@ The same calls on both loops, in turns: 1,000 single queries at once, 1,000 sing
 lone queries one after the other; by this store, by this store without coalescing, and by the bare
 client, each of whose calls is a request. The best of some rounds counts, on the clock and of the
 processor time of this process, which other work of the machine hardly changes. It needs uvloop, and
-takes half a minute for each engine.
+takes four minutes. On Milvus Lite it takes far longer, since a thousand queries that share no
+search go through all rows a thousand times.
 """
 
 from __future__ import annotations
@@ -137,11 +138,11 @@ def main() -> None:
         prog="python -m benchmarks.loops", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument
-    add("--engines", default="lite,standalone", help="which to start (%(default)s)")
+    add("--engines", default="standalone", help="which to start (%(default)s)")
     add("--uri", default="", help="a server that runs, in the place of the engines")
     add("--token", default=tests.MILVUS_TOKEN, help="its token (MILVUS_TOKEN)")
     add("--calls", type=int, default=1_000, help="calls at once (%(default)s)")
-    add("--rounds", type=int, default=4, help="rounds (%(default)s)")
+    add("--rounds", type=int, default=3, help="rounds (%(default)s)")
     add("--output", type=Path, default=Path("benchmarks/results"), help="directory (%(default)s)")
     args = parser.parse_args()
     load = f"{os.getloadavg()[0]:.0f}"
