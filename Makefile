@@ -18,7 +18,7 @@ WORKERS ?= 6
 SEED ?= 1
 # Tests of one file share collections, and stay together. tests/fixtures/selection.py
 # sets the marks.
-PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --randomly-seed=$(SEED)
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --randomly-seed=$(SEED) --second-attempts
 
 # Workers and programs that tests start read the byte code of those before them.
 unexport PYTHONDONTWRITEBYTECODE

@@ -14,6 +14,7 @@ pytest.register_assert_rewrite(
 
 pytest_plugins = (
     "tests.fixtures.surroundings",
+    "tests.fixtures.second_attempts",  # selection imports it
     "tests.fixtures.selection",
     "tests.fixtures.engines",
     "tests.fixtures.fake_milvus",

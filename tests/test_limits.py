@@ -414,7 +414,7 @@ def test_thousands_concurrent(load, operation, crowd, raw):
     assert report["right"] == number
     assert (report["timed_out"], report["cancelled"], report["resends"]) == (0, 0, 0)
     assert report["rpcs"] < number / 20
-    assert number * 100 < report["grown"] < number * BYTES_OF_ONE
+    assert report["grown"] < number * BYTES_OF_ONE  # nothing where memory of before is free
     if operation == "add":
         assert count(raw, crowd, f'id like "many-of-{number}-%"') == number
 

@@ -149,7 +149,7 @@ def test_names_in_the_selection_are_those_of_files():
         *selection.BOTH_LINES_ON_STANDALONE,
         *selection.BOTH_LINES_IN_PURE,
         *selection.BOTH_COLOURS,
-        *selection.NO_SECOND_ATTEMPT,
+        *selection.STRICT,
     )
     for beginning in named:
         assert any(name.startswith(beginning) for name in names), beginning
@@ -166,6 +166,7 @@ class Case:
         self.callspec = SimpleNamespace(params=params, indices=indices)
         self.fixturenames = ("engine", "colour")
         self.marks = set()
+        self.user_properties = []
 
     def get_closest_marker(self, name):
         return name in self.marks
@@ -217,27 +218,48 @@ def test_few_cases_run_with_both_lines_of_pymilvus():
     assert values("test_one_path.py") == everything
 
 
-def test_what_is_kept_and_kept_apart_has_no_second_attempt():
-    def marks(file, fixture):
+def test_what_is_kept_and_kept_apart_must_pass_several_times_after_a_failure():
+    def attempt(file, fixture, *marks):
         case = Case(file, "lite", "sync", 0)
-        case.fixturenames = ("engine", fixture)
-        selection.pytest_collection_modifyitems([case])
-        return case.marks
+        case.fixturenames, case.marks = ("engine", fixture), {*marks}
+        what, passes = selection.second_attempt(case)
+        return case.nodeid.removeprefix(what), passes
 
-    assert "flaky" in marks("query/test_query_results.py", "make_store")
-    assert "flaky" in marks("test_notebooks.py", "python_with_model")
-    assert "flaky" not in marks("test_isolation.py", "make_store")
-    assert "flaky" not in marks("test_processes.py", "python_with_package")
-    assert "flaky" in marks("test_processes.py", "heartbeat")
+    assert attempt("query/test_query_results.py", "make_store") == ("", 1)
+    assert attempt("test_isolation.py", "make_store") == ("", 3)
+    assert attempt("test_processes.py", "python_with_package") == ("", 3)
+    assert attempt("test_processes.py", "heartbeat") == ("", 1)
+    of_the_file = "::test_it[lite-sync-0]"
+    assert attempt("lifecycle/test_x.py", "make_store", "in_order") == (of_the_file, 1)
 
 
-def test_the_report_shows_why_a_test_was_run_again():
-    failure = SimpleNamespace(
-        nodeid="a.py::one", when="call", longreprtext="E  far too slow", sections=[("log", "line")]
+@pytest.mark.parametrize(
+    ("passes", "bad_runs", "sessions", "status"),
+    [(1, {1}, 2, 0), (3, {1, 3}, 3, 1), (0, {1}, 1, 1)],
+)
+def test_what_failed_is_run_again_in_new_sessions(
+    new_python, tmp_path, passes, bad_runs, sessions, status
+):
+    (tmp_path / "conftest.py").write_text(
+        "pytest_plugins = 'tests.fixtures.second_attempts'\n"
+        "def pytest_itemcollected(item):\n"
+        f"    item.user_properties.append(('second attempts', (item.nodeid, {passes})))\n"
     )
-    assert report.first_attempts([failure]) == [
-        *("", "a.py::one (call)", "E  far too slow", "-- log --", "line")
-    ]
+    (tmp_path / "test_it.py").write_text(
+        "from pathlib import Path\n"
+        "def test_it():\n"
+        "    with Path('runs').open('a+') as runs:\n"
+        "        runs.write('.')\n"
+        f"    assert Path('runs').stat().st_size not in {bad_runs}, 'far too slow'\n"
+        "def test_another():\n"
+        "    pass\n"
+    )
+    settings = {"cwd": tmp_path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": 1, "status": status}
+    ended = new_python.run("-m", "pytest", "--second-attempts", **settings)
+    assert (tmp_path / "runs").stat().st_size == sessions
+    assert ended.stdout.count("= attempt ") == sessions - 1
+    failures = "test_it.py::test_it - AssertionError: far too slow"
+    assert ended.stdout.count(failures) == len(bad_runs)
 
 
 def test_the_report_names_what_took_longest():
